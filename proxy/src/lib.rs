@@ -1,0 +1,6 @@
+//! tidegate: a resilience sidecar for PostgreSQL.
+
+pub mod auth;
+pub mod config;
+pub mod sql;
+pub mod tls;
