@@ -11,10 +11,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use thiserror::Error;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 
+use super::connect::encrypt;
 use crate::io::{Socket, Stream};
 use crate::tls::ClientTls;
 use crate::wire::startup;
@@ -132,7 +133,14 @@ impl CancelInFlight {
         };
         let mut stream = match &target.tls {
             None => Stream::Plain(socket),
-            Some((tls, host)) => encrypt(socket, tls, host).await?,
+            Some((tls, host)) => {
+                let mut socket = socket;
+                socket.write_all(&startup::ssl_request()).await?;
+                if socket.read_u8().await? != b'S' {
+                    return Err(CancelError::Tls);
+                }
+                encrypt(socket, tls, host).await.map_err(|_| CancelError::Tls)?
+            }
         };
         stream.write_all(&startup::cancel_request(target.process_id, &target.secret)).await?;
         let mut end = crate::io::Buffer::lend();
@@ -142,14 +150,4 @@ impl CancelInFlight {
         }
         Ok(())
     }
-}
-
-async fn encrypt(mut socket: Socket, tls: &ClientTls, host: &str) -> Result<Stream, CancelError> {
-    use tokio::io::AsyncWriteExt;
-    socket.write_all(&startup::ssl_request()).await?;
-    if socket.read_u8().await? != b'S' {
-        return Err(CancelError::Tls);
-    }
-    let stream = tls.connect(host, socket).await.map_err(|_| CancelError::Tls)?;
-    Ok(Stream::Tls(Box::new(stream.into())))
 }

@@ -7,7 +7,7 @@ pub mod prepared;
 pub mod settings;
 
 pub use cancel::CancelTarget;
-pub use connect::{ConnectError, Connector};
+pub use connect::{ConnectError, Connector, Login};
 pub use connection::{Backend, BackendError, ServerError};
 pub use prepared::{Prepared, Statement, StatementId};
 pub use settings::Settings;

@@ -6,7 +6,7 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use hashbrown::{HashMap, HashTable};
 
-use crate::sql::Facts;
+use crate::exchange::Facts;
 
 /// Names a prepared statement on a backend. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

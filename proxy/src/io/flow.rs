@@ -27,6 +27,8 @@ pub struct Flow {
     /// Bytes to write before the passed ones.
     rebuilt: Vec<u8>,
     written: usize,
+    /// Unseen bytes that the next pass needs in one piece.
+    wanted: usize,
 }
 
 impl Flow {
@@ -34,6 +36,23 @@ impl Flow {
     #[inline]
     pub fn unseen(&self) -> &[u8] {
         self.input.as_ref().and_then(|input| input.unread().get(self.passed..)).unwrap_or_default()
+    }
+
+    /// Makes room for `len` unseen bytes in one piece before the next fill. The caller bounds `len`.
+    pub fn want(&mut self, len: usize) {
+        self.wanted = len;
+    }
+
+    /// Reads more unseen bytes. Ready(0) is the end of the stream.
+    #[inline]
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<usize>> {
+        if self.wanted > 0 {
+            if let Some(input) = &mut self.input {
+                input.reserve(self.passed + self.wanted);
+            }
+            self.wanted = 0;
+        }
+        from.poll_fill_lent(cx, &mut self.input)
     }
 
     /// Lets the next `n` unseen bytes through as they are.
