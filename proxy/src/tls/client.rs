@@ -8,10 +8,14 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{
     ClientConnection, Resumption, WebPkiServerVerifier, verify_server_cert_signed_by_trust_anchor,
 };
-use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::crypto::{
+    CryptoProvider, verify_tls12_signature, verify_tls13_signature, verify_tls13_signature_with_raw_key,
+};
+use rustls::pki_types::{CertificateDer, ServerName, SubjectPublicKeyInfoDer, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use x509_cert::certificate::{CertificateInner, Raw};
+use x509_cert::der::{Decode, Encode};
 
 use super::{TlsError, authorities, certificates, private_key, provider, refused_pair, tls_server_end_point};
 use crate::auth::scram::Binding;
@@ -27,7 +31,8 @@ use crate::config::{SslMode, UpstreamTls};
 /// | `verify-full` | signed by an authority, for the host that we connect to |
 ///
 /// Unlike libpq, a host is matched with the subject alternative names only, never with the common name
-/// (RFC 9525, section 2), and certificates must be X.509 version 3.
+/// (RFC 9525, section 2), and certificates must be X.509 version 3 (version 1 will do over TLS 1.3 where
+/// any certificate does).
 #[derive(Debug, Clone)]
 pub struct ClientTls {
     config: Arc<ClientConfig>,
@@ -118,6 +123,13 @@ fn verify_full(ca: Option<&Path>) -> Result<Arc<dyn ServerCertVerifier>, TlsErro
     Ok(verifier)
 }
 
+/// The key of a certificate that webpki does not read because it is of version 1: what `openssl x509 -req`
+/// made by default before OpenSSL 3, so PostgreSQL servers have many. Nobody asked for more than the key.
+fn public_key(certificate: &CertificateDer<'_>) -> Option<SubjectPublicKeyInfoDer<'static>> {
+    let parsed = CertificateInner::<Raw>::from_der(certificate).ok()?;
+    Some(parsed.tbs_certificate().subject_public_key_info().to_der().ok()?.into())
+}
+
 /// Accepts a certificate whatever host it is for.
 #[derive(Debug)]
 struct AnyHost {
@@ -174,7 +186,13 @@ impl ServerCertVerifier for AnyHost {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
+        let algorithms = &self.provider.signature_verification_algorithms;
+        verify_tls13_signature(message, cert, dss, algorithms).or_else(|error| match self.issuer {
+            Issuer::Any => {
+                verify_tls13_signature_with_raw_key(message, &public_key(cert).ok_or(error)?, dss, algorithms)
+            }
+            Issuer::Trusted(_) => Err(error),
+        })
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {

@@ -149,7 +149,11 @@ fn refused_pair(cert: &Path, key: &Path, source: rustls::Error) -> TlsError {
     let (path, what, remedy) = if mismatch {
         (key, "the key does not belong to the certificate", "give the key of the first certificate")
     } else {
-        (cert, "the certificate cannot be used", "give the certificate of the key first, then its issuers")
+        (
+            cert,
+            "the certificate cannot be used",
+            "give the X.509 version 3 certificate of the key, then its issuers",
+        )
     };
     TlsError::Refused { path: path.into(), what, remedy, source }
 }

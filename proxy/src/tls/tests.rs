@@ -127,6 +127,50 @@ async fn each_mode_verifies_what_libpq_verifies() {
     }
 }
 
+/// Made by `openssl x509 -req -signkey`; valid for a hundred years.
+const VERSION_1: &str = "\
+-----BEGIN CERTIFICATE-----
+MIIBFTCBvQIUe3O2POA0nWWLsWvJfRjaE64s2NUwCgYIKoZIzj0EAwIwDTELMAkG
+A1UEAwwCdjEwIBcNMjYxMTIyMTUzMTI5WhgPMjEyNjEwMjkxNTMxMjlaMA0xCzAJ
+BgNVBAMMAnYxMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEGUIUy88xvotpp7QQ
+0l0F76WEFTrE/0QTBrlrDa0QLSOQYJ2fq9FN8aC1JrQ4hRqYDCf/GTtYCoBU7mPe
+Geq/VDAKBggqhkjOPQQDAgNHADBEAiBmy3hknTc+6NVN1GOGwpsMTe4PLygyYjXW
+Palds3Tq8gIgNrWZEe9+WDFqMGjIX62r4RgmHHsTNHcTri9sDsbyFHw=
+-----END CERTIFICATE-----
+";
+const VERSION_1_KEY: &str = "\
+-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQg7XV2xBXFQ3TaKrY0
+LCRIhlFOBJQHf3ddEumSDRcK6P+hRANCAAQZQhTLzzG+i2mntBDSXQXvpYQVOsT/
+RBMGuWsNrRAtI5BgnZ+r0U3xoLUmtDiFGpgMJ/8ZO1gKgFTuY94Z6r9U
+-----END PRIVATE KEY-----
+";
+
+#[tokio::test]
+async fn whoever_the_server_is_it_must_hold_its_key() {
+    // Certificates are public: channel binding to one binds nothing if its holder need not sign. Seen with
+    // a real PostgreSQL: certificates of version 1 were refused even where nothing is verified.
+    let pki = Pki::new();
+    let certificate = CertificateDer::from_pem_slice(VERSION_1.as_bytes()).unwrap();
+    let other = pki.path("ours-server.key");
+    for (key, accepted) in [
+        (PrivateKeyDer::from_pem_slice(VERSION_1_KEY.as_bytes()).unwrap(), true),
+        (PrivateKeyDer::from_pem_file(other).unwrap(), false),
+    ] {
+        let key = provider().key_provider.load_private_key(key).unwrap();
+        let certified = rustls::sign::CertifiedKey::new(vec![certificate.clone()], key);
+        let mut server = pki.server("ours-server", None);
+        let mut config = (*server.config).clone();
+        config.cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(certified));
+        server.config = Arc::new(config);
+        let client = pki.client(SslMode::Require, None, None).connect_to("db.test").unwrap();
+
+        let outcome = handshake(client, &server).await;
+
+        assert_eq!(outcome.is_ok(), accepted, "{:?}", outcome.err());
+    }
+}
+
 #[tokio::test]
 async fn client_certificates_are_demanded_and_verified() {
     // With client_ca set, TLS itself is the gate: nobody without a certificate may pass it.
