@@ -100,7 +100,7 @@ impl ScramClient {
     pub fn challenge(self, server_first: &[u8]) -> Result<Challenge, ScramError> {
         let mut message = Attributes::new(server_first)?;
         let nonce = check_nonce(message.expect(b'r', "nonce expected")?)?;
-        if !nonce.strip_prefix(&self.nonce).is_some_and(|server| !server.is_empty()) {
+        if nonce.strip_prefix(&self.nonce).is_none_or(str::is_empty) {
             return Err(ScramError::Malformed("the nonce does not extend ours"));
         }
         let salt = BASE64_STANDARD

@@ -49,7 +49,7 @@ impl fmt::Debug for ScramKeys {
     }
 }
 
-/// SASLprep where it applies. Like PostgreSQL (`pg_saslprep` and its callers), a password that it
+/// `SASLprep` (RFC 4013) where it applies. Like PostgreSQL (`pg_saslprep` and its callers), a password that it
 /// prohibits, or that it leaves nothing of, is used as it is.
 fn prepare(password: &str) -> Zeroizing<String> {
     let prepared = stringprep::saslprep(password).ok().filter(|text| !text.is_empty());

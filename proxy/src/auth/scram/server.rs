@@ -204,7 +204,7 @@ impl AwaitingProof {
         let signature = sign(&secret.server_key, &message);
         match (equal, self.verifier.outcome) {
             (Ok(()), Outcome::Open) => Ok(Proven {
-                server_final: format!("v={}", BASE64_STANDARD.encode(&*signature)).into_bytes(),
+                server_final: format!("v={}", BASE64_STANDARD.encode(signature.as_slice())).into_bytes(),
                 keys: ScramKeys::from_client_key(client_key, secret.server_key.clone()),
             }),
             (Ok(()) | Err(_), Outcome::Open | Outcome::Doomed) => Err(ScramError::WrongProof),
