@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::layers::Layers;
 use super::{AuthMethod, Config, ListenAddress, ListenTlsMode, SslMode};
 
-/// PostgreSQL has no more backends (`MAX_BACKENDS` in `src/include/postmaster/postmaster.h`).
+/// The upper bound of `max_connections`: `MAX_BACKENDS` in the sources of PostgreSQL, 2^18 - 1.
 const BACKENDS_MAX: usize = 262_143;
 /// More sockets than one process can have on common kernels (`fs.nr_open` is 1,048,576).
 const SESSIONS_MAX: usize = 1_000_000;

@@ -112,14 +112,14 @@ pub(super) fn read(path: &Path) -> Result<String, Problem> {
     let mut bytes = Vec::new();
     std::fs::File::open(path)
         .and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes))
-        .map_err(|error| unreadable(path, format!("cannot be read: {error}")))?;
+        .map_err(|error| unreadable(path, &format!("cannot be read: {error}")))?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
-        return Err(unreadable(path, "is larger than 1 MiB".to_owned()));
+        return Err(unreadable(path, "is larger than 1 MiB"));
     }
-    String::from_utf8(bytes).map_err(|_| unreadable(path, "is not UTF-8 text".to_owned()))
+    String::from_utf8(bytes).map_err(|_| unreadable(path, "is not UTF-8 text"))
 }
 
-fn unreadable(path: &Path, reason: String) -> Problem {
+fn unreadable(path: &Path, reason: &str) -> Problem {
     Problem {
         origin: Origin::File { path: path.to_owned(), line: 1 },
         key: String::new(),

@@ -1,6 +1,6 @@
 //! libpq's password file: lines of `host:port:database:user:password`.
 //!
-//! See "The Password File" (34.16) in PostgreSQL's documentation of libpq; the first line that matches wins.
+//! See "The Password File" in PostgreSQL's documentation of libpq; the first line that matches wins.
 
 use super::{Password, UpstreamAddress};
 

@@ -475,7 +475,7 @@ proptest! {
         let environment = BTreeMap::new();
         let _ = upstream_url::parse(&text);
         let _ = address::upstream(&text, Path::new("/x"));
-        let _ = address::listen(&[text.clone()], Path::new("/x"));
+        let _ = address::listen(std::slice::from_ref(&text), Path::new("/x"));
         let _ = passfile::lookup(&text, &UpstreamAddress::Unix("/".into()), "d", "u");
         if let Ok(file) = File::parse(Path::new("x"), &text) {
             sources::load_layers(&Sources::default(), &mut Layers::new(Some(file), &environment));

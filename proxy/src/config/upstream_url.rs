@@ -1,6 +1,6 @@
 //! `--upstream`: a connection URL in libpq's form, or plain `host:port`.
 //!
-//! See "Connection URIs" (34.1.1.2) in PostgreSQL's documentation of libpq. No error repeats the URL: it may
+//! See "Connection URIs" in PostgreSQL's documentation of libpq. No error repeats the URL: it may
 //! hold a password.
 
 use std::path::{Path, PathBuf};
