@@ -4,5 +4,7 @@
 //! called are passed in by the caller.
 
 pub mod backoff;
+pub mod deadline;
 
 pub use backoff::Backoff;
+pub use deadline::{Deadline, DeadlineExceeded, EnforceDeadline, EnforceDeadlineLayer, HasDeadline};
