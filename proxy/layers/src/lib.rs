@@ -5,6 +5,8 @@
 
 pub mod backoff;
 pub mod deadline;
+pub mod shed;
 
 pub use backoff::Backoff;
 pub use deadline::{Deadline, DeadlineExceeded, EnforceDeadline, EnforceDeadlineLayer, HasDeadline};
+pub use shed::{Overloaded, Priority, Shed, ShedLayer};
