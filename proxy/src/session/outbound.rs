@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::conversation::{Conversation, Fate, Frame, Skipping};
-use super::metrics;
+use crate::telemetry::metrics;
 use super::names::UnnamedKind;
 use super::notes::NewPins;
 use crate::backend::{Backend, Statement, StatementId};
