@@ -15,13 +15,22 @@ pub struct Machine {
     /// Kernel release.
     pub kernel: String,
     /// Version line of each subject that is installed.
-    pub versions: Vec<(Kind, String)>,
+    pub versions: Vec<Version>,
+}
+
+/// What one subject says of itself.
+#[derive(Debug, Serialize)]
+pub struct Version {
+    /// Which one.
+    pub subject: Kind,
+    /// Its version line.
+    pub version: String,
 }
 
 impl Machine {
     /// This machine and what is installed on it.
     pub fn describe(environment: &Environment, kinds: &[Kind]) -> Self {
-        let version = |&kind: &Kind| Some((kind, kind.version(environment)?));
+        let version = |&subject: &Kind| Some(Version { subject, version: subject.version(environment)? });
         Self {
             cores: std::thread::available_parallelism().map_or(0, usize::from),
             processor: processor().unwrap_or_else(|| "unknown processor".to_owned()),
@@ -34,7 +43,7 @@ impl Machine {
 impl std::fmt::Display for Machine {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} cores, {}, Linux {}", self.cores, self.processor, self.kernel)?;
-        self.versions.iter().try_for_each(|(_, version)| write!(f, "; {version}"))
+        self.versions.iter().try_for_each(|subject| write!(f, "; {}", subject.version))
     }
 }
 

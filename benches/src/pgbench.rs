@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::environment::Environment;
 use crate::plan::{Row, Workload};
 use crate::postgres::USER;
-use crate::process::{check_interrupted, into_file, last_lines};
+use crate::process::{check_interrupted, into_file};
 use crate::statistics::percentile;
 use crate::subject::Subject;
 use crate::usage::{CpuTimeline, cpu_time};
@@ -70,10 +70,10 @@ pub fn run(environment: &Environment, subject: &Subject, row: Row, length: Lengt
             let _ = child.kill();
             let _ = child.wait();
         })
-        .with_context(|| last_lines(&output))?;
+        .with_context(|| complaints(&output))?;
 
     let text = std::fs::read_to_string(&output)?;
-    let result = parse_output(&text).with_context(|| last_lines(&output))?;
+    let result = parse_output(&text)?;
     let (p50_us, p99_us) = latencies(folder.path())?;
     Ok(Sample {
         tps: result.tps,
@@ -145,6 +145,13 @@ fn cpu_us(timeline: &Timeline, result: &Output) -> Option<f64> {
     Some(used.as_secs_f64() * 1e6 / result.transactions)
 }
 
+/// The last thing that pgbench complained of; of hundreds of clients that were aborted one is enough.
+fn complaints(output: &Path) -> String {
+    let text = std::fs::read_to_string(output).unwrap_or_default();
+    let is_cause = |line: &&str| line.contains("error:") && !line.contains("Run was aborted");
+    text.lines().rfind(is_cause).unwrap_or("pgbench").to_owned()
+}
+
 /// What pgbench prints at its end.
 #[derive(Debug, PartialEq)]
 struct Output {
@@ -163,12 +170,11 @@ fn parse_output(text: &str) -> Result<Output> {
     if number("number of failed transactions:").is_ok_and(|failed| failed > 0.0) {
         bail!("transactions failed");
     }
-    let output =
-        Output { transactions: number("number of transactions actually processed:")?, tps: number("tps =")? };
-    if output.transactions < 1.0 {
-        bail!("no transaction was processed");
+    let transactions = number("number of transactions actually processed:")?;
+    if transactions < 1.0 {
+        bail!("no transaction was finished: the run was too short for so many clients");
     }
-    Ok(output)
+    Ok(Output { transactions, tps: number("tps =")? })
 }
 
 /// p50 and p99 from pgbench's log: client, number, *microseconds*, script, time of day.
@@ -210,5 +216,13 @@ mod tests {
                     number of failed transactions: 3 (30.000%)\ntps = 5.0 (…)\n";
 
         assert!(parse_output(text).is_err());
+    }
+
+    #[test]
+    fn a_run_that_finished_nothing_says_so() {
+        // pgbench 15 prints no tps line then; "no tps" would send the reader looking in the wrong place.
+        let text = "number of transactions actually processed: 0\nnumber of failed transactions: 0 (NaN%)\n";
+
+        assert!(parse_output(text).unwrap_err().to_string().contains("too short"));
     }
 }
