@@ -1,5 +1,7 @@
 //! All measurements of one row: the subjects take turns, so that the noise of the machine hits them alike.
 
+use std::time::Duration;
+
 use anyhow::Result;
 use serde::Serialize;
 
@@ -84,7 +86,7 @@ impl RowResult {
 
 /// One subject during a row.
 enum Turn {
-    Running { subject: Subject, samples: Vec<Sample> },
+    Running { subject: Subject, logins: Duration, samples: Vec<Sample> },
     Failed { kind: Kind, why: String },
 }
 
@@ -104,18 +106,18 @@ pub fn measure(environment: &Environment, row: Row, kinds: &[Kind], settings: Se
 impl Turn {
     fn begin(environment: &Environment, kind: Kind, row: Row) -> Self {
         let warm_up = Length::Transactions(WARM_UP_TRANSACTIONS.div_ceil(row.clients));
-        let started = kind
-            .start(environment, Demand::from(row))
-            .and_then(|subject| run(environment, &subject, row, warm_up).map(|_| subject));
+        let started = kind.start(environment, Demand::from(row)).and_then(|subject| {
+            run(environment, &subject, row, warm_up).map(|sample| (subject, sample.logins))
+        });
         match started {
-            Ok(subject) => Self::Running { subject, samples: Vec::new() },
+            Ok((subject, logins)) => Self::Running { subject, logins, samples: Vec::new() },
             Err(error) => Self::Failed { kind, why: format!("{error:#}") },
         }
     }
 
     fn round(&mut self, environment: &Environment, row: Row, seconds: u32) {
-        let Self::Running { subject, samples } = self else { return };
-        match run(environment, subject, row, Length::Seconds(seconds)) {
+        let Self::Running { subject, logins, samples } = self else { return };
+        match run(environment, subject, row, Length::Seconds(seconds + login_seconds(*logins))) {
             Ok(sample) => samples.push(sample),
             Err(error) => *self = Self::Failed { kind: subject.kind, why: format!("{error:#}") },
         }
@@ -123,7 +125,7 @@ impl Turn {
 
     fn finish(self) -> SubjectResult {
         match self {
-            Self::Running { subject, samples } => SubjectResult {
+            Self::Running { subject, samples, .. } => SubjectResult {
                 subject: subject.kind,
                 note: subject.note.clone(),
                 result: summarise(&samples)
@@ -134,6 +136,13 @@ impl Turn {
             }
         }
     }
+}
+
+/// What is added to a round so that its measured part is as long as asked: the logins as the warm-up saw them and a
+/// quarter more, in whole seconds. Only hundreds of sessions without a pooler take that long.
+fn login_seconds(logins: Duration) -> u32 {
+    let rounded = logins + logins / 4 + Duration::from_millis(500);
+    u32::try_from(rounded.as_secs()).unwrap_or(u32::MAX)
 }
 
 fn summarise(samples: &[Sample]) -> Option<Figures> {

@@ -24,7 +24,7 @@ const LOGGED_SHARE: &str = "0.1";
 /// How long a run is.
 #[derive(Debug, Clone, Copy)]
 pub enum Length {
-    /// Measured runs.
+    /// Measured runs, logins included: pgbench's clock runs from before the first login.
     Seconds(u32),
     /// Warm-up: transactions of each client.
     Transactions(u32),
@@ -35,6 +35,8 @@ pub enum Length {
 pub struct Sample {
     /// Transactions per second, without the time of the first connections.
     pub tps: f64,
+    /// Time that the first connections took, all of them together. Zero when each transaction connects.
+    pub logins: Duration,
     /// Median latency in microseconds.
     pub p50_us: u32,
     /// 99th percentile of latency in microseconds.
@@ -77,6 +79,7 @@ pub fn run(environment: &Environment, subject: &Subject, row: Row, length: Lengt
     let (p50_us, p99_us) = latencies(folder.path())?;
     Ok(Sample {
         tps: result.tps,
+        logins: result.logins,
         p50_us,
         p99_us,
         cpu_us: timeline.and_then(|timeline| cpu_us(&timeline, &result)),
@@ -157,6 +160,7 @@ fn complaints(output: &Path) -> String {
 struct Output {
     transactions: f64,
     tps: f64,
+    logins: Duration,
 }
 
 fn parse_output(text: &str) -> Result<Output> {
@@ -174,7 +178,10 @@ fn parse_output(text: &str) -> Result<Output> {
     if transactions < 1.0 {
         bail!("no transaction was finished: the run was too short for so many clients");
     }
-    Ok(Output { transactions, tps: number("tps =")? })
+    // Not printed when each transaction connects.
+    let logins_ms = number("initial connection time =").unwrap_or_default();
+    let logins = Duration::try_from_secs_f64(logins_ms / 1e3).unwrap_or_default();
+    Ok(Output { transactions, tps: number("tps =")?, logins })
 }
 
 /// p50 and p99 from pgbench's log: client, number, *microseconds*, script, time of day.
@@ -204,9 +211,13 @@ mod tests {
         let text = "number of transactions actually processed: 320/320\n\
                     number of failed transactions: 0 (0.000%)\n\
                     latency average = 0.5 ms\n\
+                    initial connection time = 250.000 ms\n\
                     tps = 15000.250000 (without initial connection time)\n";
 
-        assert_eq!(parse_output(text).unwrap(), Output { transactions: 320.0, tps: 15000.25 });
+        assert_eq!(
+            parse_output(text).unwrap(),
+            Output { transactions: 320.0, tps: 15000.25, logins: Duration::from_millis(250) }
+        );
     }
 
     #[test]

@@ -108,7 +108,7 @@ fn all(workload: Workload, clients: &[u32]) -> Vec<Row> {
     protocols.into_iter().flat_map(row).collect()
 }
 
-/// The select-only table in full, and a taste of the others: about ten minutes with five subjects.
+/// The select-only table in full, and a taste of the others: about twelve minutes with five subjects.
 fn default(clients: &[u32]) -> Vec<Row> {
     let mut rows = all(Workload::SelectOnly, clients);
     rows.extend(all(Workload::Reconnect, clients));
