@@ -195,7 +195,7 @@ impl Body {
             }
             Keyword::Commit => {
                 self.found.on_commit_drop |= self.before == Before::On && text.at(b"drop");
-                Some(Before::Word)
+                None
             }
             Keyword::Query => {
                 self.lists &= !self.list_bit();

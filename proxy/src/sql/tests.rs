@@ -119,7 +119,7 @@ const STATEMENTS: &[(&str, StatementKind, &str)] = {
         ("SELECT DISTINCT ON (a) f(b) FROM t", Is::Select, "f()"),
         ("SELECT 1 OPERATOR(pg_catalog.+) f(2)", Is::Select, "f()"),
         ("SELECT \"values\"(1)", Is::Select, "values()"),
-        ("SELECT filter(1)", Is::Select, "filter()"),
+        ("SELECT filter(1), commit(1), begin(1)", Is::Select, "filter() commit() begin()"),
         ("SELECT * FROM (VALUES (1)) AS v(a)", Is::Select, "read"),
         ("SELECT * FROM unnest(a) WITH ORDINALITY u, f(b)", Is::Select, "f()"),
         (
