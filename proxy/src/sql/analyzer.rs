@@ -4,9 +4,10 @@ use super::analysis::{Analysis, StatementKind};
 use super::body::{Before, Body};
 use super::effects::{Effect, PinReason};
 use super::lane::{LaneFinder, LaneMark, Placement, Strength};
-use super::lexer::{Lexer, PlainStrings, Token, TokenKind};
+use super::lexer::{Lexer, PlainStrings};
 use super::name::Name;
-use super::transaction::{Chain, End, TransactionControl};
+use super::token::{Token, TokenKind};
+use super::transaction::TransactionControl;
 
 /// More effects than this in one text pin the backend instead of being listed.
 const EFFECTS_MAX: usize = 256;
@@ -27,7 +28,7 @@ pub(super) struct Analyzer<'a> {
 
 /// A place to go back to when a statement turns out not to be executed.
 #[derive(Debug, Clone, Copy)]
-struct Mark {
+pub(super) struct Mark {
     lane: LaneMark,
     placement: Placement,
     effects: usize,
@@ -159,27 +160,27 @@ impl<'a> Analyzer<'a> {
         self.placement = Placement::Primary;
     }
 
-    fn mark(&self) -> Mark {
+    pub(super) fn mark(&self) -> Mark {
         Mark { lane: self.lane.mark(), placement: self.placement, effects: self.effects.len() }
     }
 
-    fn rewind(&mut self, mark: Mark) {
+    pub(super) fn rewind(&mut self, mark: Mark) {
         self.lane.rewind(mark.lane);
         self.placement = mark.placement;
         self.effects.truncate(mark.effects);
     }
 
     /// Passes the rest of the statement, looking for what matters in any of them.
-    fn rest(&mut self) {
+    pub(super) fn rest(&mut self) {
         Body::new(Before::Word, 0).walk(self);
     }
 
-    fn neutral(&mut self, kind: StatementKind) -> StatementKind {
+    pub(super) fn neutral(&mut self, kind: StatementKind) -> StatementKind {
         self.rest();
         kind
     }
 
-    fn write(&mut self, kind: StatementKind) -> StatementKind {
+    pub(super) fn write(&mut self, kind: StatementKind) -> StatementKind {
         self.lane.raise(Strength::Write);
         self.rest();
         kind
@@ -214,7 +215,7 @@ impl<'a> Analyzer<'a> {
     }
 
     /// The statements that can stand behind EXPLAIN, PREPARE and COPY too; `depth` parentheses are open.
-    fn query(&mut self, depth: u32) -> Option<StatementKind> {
+    pub(super) fn query(&mut self, depth: u32) -> Option<StatementKind> {
         if self.current.kind == TokenKind::Open {
             return Some(self.select(Before::Start, depth));
         }
@@ -238,289 +239,9 @@ impl<'a> Analyzer<'a> {
         Some(kind)
     }
 
-    fn select(&mut self, before: Before, depth: u32) -> StatementKind {
+    pub(super) fn select(&mut self, before: Before, depth: u32) -> StatementKind {
         self.lane.raise(Strength::Read);
         let found = Body::new(before, depth).walk(self);
         found.modifies.unwrap_or(StatementKind::Select)
-    }
-
-    fn transaction_statement(&mut self, word: &[u8]) -> Option<StatementKind> {
-        Some(match word {
-            b"begin" | b"start" => {
-                let options = self.transaction_options();
-                self.transaction.begin(options);
-                self.neutral(StatementKind::Begin)
-            }
-            b"commit" | b"end" => self.commit(),
-            b"rollback" | b"abort" => self.rollback(),
-            b"savepoint" => self.neutral(StatementKind::Savepoint),
-            b"release" => self.neutral(StatementKind::Release),
-            b"prepare" => self.prepare(),
-            _ => return None,
-        })
-    }
-
-    fn commit(&mut self) -> StatementKind {
-        if self.accept(b"prepared") {
-            return self.write(StatementKind::CommitPrepared);
-        }
-        let chain = self.chain();
-        self.transaction.end(End::Commit, chain);
-        self.neutral(StatementKind::Commit)
-    }
-
-    fn rollback(&mut self) -> StatementKind {
-        if self.accept(b"prepared") {
-            return self.write(StatementKind::RollbackPrepared);
-        }
-        let chain = self.chain();
-        if self.at(b"to") {
-            return self.neutral(StatementKind::RollbackTo);
-        }
-        self.transaction.end(End::Rollback, chain);
-        self.neutral(StatementKind::Rollback)
-    }
-
-    /// `[WORK | TRANSACTION] [AND [NO] CHAIN]`
-    fn chain(&mut self) -> Chain {
-        let _ = self.accept(b"work") || self.accept(b"transaction");
-        if self.accept(b"and") && !self.accept(b"no") && self.accept(b"chain") {
-            Chain::Yes
-        } else {
-            Chain::No
-        }
-    }
-
-    /// PREPARE runs nothing; what it prepares is run by EXECUTE.
-    fn prepare(&mut self) -> StatementKind {
-        let transaction = self.at(b"transaction");
-        if !self.at_end() {
-            self.bump();
-        }
-        if transaction && matches!(self.current.kind, TokenKind::PlainString | TokenKind::EscapeString) {
-            self.transaction.end(End::Prepare, Chain::No);
-            return self.write(StatementKind::PrepareTransaction);
-        }
-        self.effect(Effect::Pin(PinReason::Prepare));
-        while !self.at_end() && !self.accept(b"as") {
-            self.bump();
-        }
-        let mark = self.mark();
-        if self.query(0).is_none() {
-            self.rest();
-        }
-        self.rewind(mark);
-        StatementKind::Prepare
-    }
-
-    fn session_statement(&mut self, word: &[u8]) -> Option<StatementKind> {
-        Some(match word {
-            b"set" => self.set(),
-            b"reset" => self.reset(),
-            b"show" => self.show(),
-            b"fetch" | b"move" => self.neutral(StatementKind::Fetch),
-            b"close" => {
-                self.unpin_if(b"all", PinReason::HoldCursor);
-                self.neutral(StatementKind::Close)
-            }
-            b"deallocate" => self.deallocate(),
-            b"discard" => self.discard(),
-            b"listen" => self.notification(StatementKind::Listen),
-            b"unlisten" => self.notification(StatementKind::Unlisten),
-            b"notify" => self.notification(StatementKind::Notify),
-            b"load" => {
-                self.effect(Effect::Pin(PinReason::Load));
-                self.neutral(StatementKind::Load)
-            }
-            _ => return None,
-        })
-    }
-
-    fn unpin_if(&mut self, word: &[u8], reason: PinReason) {
-        if self.at(word) {
-            self.effect(Effect::Unpin(reason));
-        }
-    }
-
-    fn notification(&mut self, kind: StatementKind) -> StatementKind {
-        self.lane.raise(Strength::Read);
-        self.needs_primary();
-        match kind {
-            StatementKind::Listen => self.effect(Effect::Pin(PinReason::Listen)),
-            StatementKind::Unlisten if self.text(self.current) == b"*" => {
-                self.effect(Effect::Unpin(PinReason::Listen));
-            }
-            _ => {}
-        }
-        self.neutral(kind)
-    }
-
-    /// `DEALLOCATE [PREPARE] { name | ALL }`
-    fn deallocate(&mut self) -> StatementKind {
-        let first = self.current;
-        let mut target = first;
-        if self.accept(b"prepare") && !self.at_end() {
-            target = self.current;
-        }
-        if target.kind == TokenKind::Word && self.text(target).eq_ignore_ascii_case(b"all") {
-            self.effect(Effect::DeallocateAll);
-            self.effect(Effect::Unpin(PinReason::Prepare));
-        } else {
-            let name = self.name(target);
-            self.effect(Effect::Deallocate { name });
-        }
-        self.neutral(StatementKind::Deallocate)
-    }
-
-    fn discard(&mut self) -> StatementKind {
-        if self.at(b"all") {
-            self.effect(Effect::DiscardAll);
-        } else {
-            self.effect(Effect::DiscardOther);
-            self.unpin_if(b"temp", PinReason::TempTable);
-            self.unpin_if(b"temporary", PinReason::TempTable);
-        }
-        self.neutral(StatementKind::Discard)
-    }
-
-    /// `EXPLAIN [ANALYZE] [VERBOSE] statement` or `EXPLAIN (option [value], ...) statement`
-    fn explain(&mut self) -> StatementKind {
-        let mark = self.mark();
-        let mut executes = false;
-        let mut depth = 0;
-        if self.current.kind == TokenKind::Open {
-            self.bump();
-            if self.current.kind == TokenKind::Open || self.at_query() {
-                depth = 1;
-            } else {
-                executes = self.explain_options();
-            }
-        }
-        loop {
-            if self.accept(b"analyze") || self.accept(b"analyse") {
-                executes = true;
-            } else if !self.accept(b"verbose") {
-                break;
-            }
-        }
-        self.explained(depth);
-        if !executes {
-            self.rewind(mark);
-        }
-        self.lane.raise(Strength::Read);
-        StatementKind::Explain
-    }
-
-    /// SELECT and the like are reserved, so they cannot be options.
-    fn at_query(&self) -> bool {
-        self.at(b"select") || self.at(b"with") || self.at(b"values") || self.at(b"table")
-    }
-
-    /// Whether the options, up to the closing parenthesis, ask for execution. The last ANALYZE counts.
-    fn explain_options(&mut self) -> bool {
-        let mut executes = false;
-        while !self.at_end() {
-            let option = self.bump();
-            if option.kind == TokenKind::Close {
-                break;
-            }
-            let text = self.text(option);
-            if text.eq_ignore_ascii_case(b"analyze") || text.eq_ignore_ascii_case(b"analyse") {
-                let value = self.text(self.current);
-                let value = value.strip_prefix(b"'").and_then(|v| v.strip_suffix(b"'")).unwrap_or(value);
-                executes = ![&b"off"[..], b"false", b"0"].iter().any(|off| value.eq_ignore_ascii_case(off));
-            }
-        }
-        executes
-    }
-
-    fn explained(&mut self, depth: u32) {
-        if self.query(depth).is_some() {
-            return;
-        }
-        if self.accept(b"declare") {
-            self.declare();
-        } else if self.accept(b"create") {
-            self.create();
-        } else {
-            // EXECUTE, REFRESH.
-            self.write(StatementKind::Other);
-        }
-    }
-
-    /// `COPY (query) TO`, `COPY table [(columns)] { FROM | TO }`
-    fn copy(&mut self) -> StatementKind {
-        if self.current.kind == TokenKind::Open {
-            self.bump();
-            if self.query(1).is_none() {
-                self.write(StatementKind::Other);
-            }
-            return StatementKind::CopyTo;
-        }
-        while !self.at_end() {
-            if self.accept(b"to") {
-                self.lane.raise(Strength::Read);
-                return self.neutral(StatementKind::CopyTo);
-            }
-            if self.accept(b"from") {
-                break;
-            }
-            self.bump();
-        }
-        self.write(StatementKind::CopyFrom)
-    }
-
-    /// `DECLARE name ... CURSOR [WITH HOLD] FOR query`
-    fn declare(&mut self) -> StatementKind {
-        if !self.at_end() {
-            self.bump();
-        }
-        let mut hold = false;
-        while !self.at_end() && !self.accept(b"for") {
-            hold |= self.accept(b"with") && self.at(b"hold");
-            if !self.at_end() {
-                self.bump();
-            }
-        }
-        if hold {
-            self.effect(Effect::Pin(PinReason::HoldCursor));
-        }
-        self.select(Before::Start, 0);
-        StatementKind::Declare
-    }
-
-    fn create(&mut self) -> StatementKind {
-        self.lane.raise(Strength::Write);
-        let mut temporary = false;
-        loop {
-            if self.accept(b"temp") || self.accept(b"temporary") {
-                temporary = true;
-            } else if !["or", "replace", "local", "global"].iter().any(|word| self.accept(word.as_bytes())) {
-                break;
-            }
-        }
-        let mut body = Body::new(Before::Word, 0);
-        if self.at(b"function") || self.at(b"procedure") {
-            body = body.with_routine();
-        }
-        let found = body.walk(self);
-        if (temporary || found.temporary_schema) && !found.on_commit_drop {
-            self.effect(Effect::Pin(PinReason::TempTable));
-        }
-        StatementKind::Ddl
-    }
-
-    /// A write, but for `IN ACCESS SHARE MODE`; see the module `lane`.
-    fn lock(&mut self) -> StatementKind {
-        let mut strength = Strength::Write;
-        while !self.at_end() {
-            if self.accept(b"in") && self.accept(b"access") && self.accept(b"share") {
-                strength = Strength::Read;
-            } else if !self.at_end() {
-                self.bump();
-            }
-        }
-        self.lane.raise(strength);
-        StatementKind::Lock
     }
 }

@@ -5,9 +5,10 @@ use super::analysis::StatementKind;
 use super::analyzer::Analyzer;
 use super::builtins::{Builtin, lookup};
 use super::effects::{Effect, PinReason, Scope};
+use super::keywords::{Keyword, keyword};
 use super::lane::{FunctionName, Strength};
-use super::lexer::{Token, TokenKind};
 use super::name::Name;
+use super::token::{Token, TokenKind};
 
 /// What stands before the current token, as far as it matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,49 +78,6 @@ enum Routine {
     Header,
     /// In the body; so many END are to come.
     Body(u32),
-}
-
-/// The words that change the state of a walk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Keyword {
-    As,
-    Into,
-    On,
-    With,
-    Recursive,
-    For,
-    Commit,
-    Query,
-    Modify(StatementKind),
-    Begin,
-    Case,
-    End,
-}
-
-#[inline]
-fn keyword(word: &[u8]) -> Option<Keyword> {
-    let first = word.first()? | 0x20;
-    let (name, keyword): (&[u8], _) = match (word.len(), first) {
-        (2, b'a') => (b"as", Keyword::As),
-        (2, b'o') => (b"on", Keyword::On),
-        (3, b'f') => (b"for", Keyword::For),
-        (3, b'e') => (b"end", Keyword::End),
-        (4, b'i') => (b"into", Keyword::Into),
-        (4, b'w') => (b"with", Keyword::With),
-        (4, b'c') => (b"case", Keyword::Case),
-        (5, b'b') => (b"begin", Keyword::Begin),
-        (5, b't') => (b"table", Keyword::Query),
-        (5, b'm') => (b"merge", Keyword::Modify(StatementKind::Merge)),
-        (6, b's') => (b"select", Keyword::Query),
-        (6, b'v') => (b"values", Keyword::Query),
-        (6, b'c') => (b"commit", Keyword::Commit),
-        (6, b'i') => (b"insert", Keyword::Modify(StatementKind::Insert)),
-        (6, b'u') => (b"update", Keyword::Modify(StatementKind::Update)),
-        (6, b'd') => (b"delete", Keyword::Modify(StatementKind::Delete)),
-        (9, b'r') => (b"recursive", Keyword::Recursive),
-        _ => return None,
-    };
-    word.eq_ignore_ascii_case(name).then_some(keyword)
 }
 
 impl Body {
@@ -237,7 +195,7 @@ impl Body {
             }
             Keyword::Commit => {
                 self.found.on_commit_drop |= self.before == Before::On && text.at(b"drop");
-                Some(Before::Word)
+                None
             }
             Keyword::Query => {
                 self.lists &= !self.list_bit();

@@ -8,7 +8,8 @@ use std::hash::{BuildHasher, Hasher};
 
 use foldhash::quality::{FixedState, FoldHasher};
 
-use super::lexer::{Lexer, PlainStrings, TokenKind};
+use super::lexer::{Lexer, PlainStrings};
+use super::token::TokenKind;
 
 /// The secret that keeps fingerprints from being guessed; one per process.
 #[derive(Clone)]

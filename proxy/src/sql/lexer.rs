@@ -7,6 +7,7 @@
 //! before any of it runs, so what we make of it does not matter, only that it ends.
 
 use super::hints::Hints;
+use super::token::{Token, TokenKind};
 
 /// What a backslash means in a plain `'...'` string.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,55 +17,6 @@ pub enum PlainStrings {
     Standard,
     /// An escape, as in `E'...'`: `standard_conforming_strings = off`.
     Backslashes,
-}
-
-/// The kinds of token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum TokenKind {
-    /// Unquoted identifier or keyword.
-    Word,
-    /// `"..."`.
-    QuotedWord,
-    /// `U&"..."`.
-    UnicodeWord,
-    /// `'...'`.
-    PlainString,
-    /// `E'...'`.
-    EscapeString,
-    /// `U&'...'`, `B'...'`, `X'...'`, `N'...'`.
-    OtherString,
-    /// `$tag$...$tag$`.
-    DollarString,
-    /// A number.
-    Number,
-    /// `$1`.
-    Parameter,
-    /// A run of operator characters.
-    Operator,
-    /// `::`.
-    Cast,
-    /// `(`.
-    Open,
-    /// `)`.
-    Close,
-    /// `,`.
-    Comma,
-    /// `;`.
-    Semicolon,
-    /// `.`.
-    Dot,
-    /// Anything else.
-    Other,
-    /// The end of the text; repeated for ever.
-    End,
-}
-
-/// A token: its kind and where it stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Token {
-    pub(super) kind: TokenKind,
-    pub(super) start: usize,
-    pub(super) end: usize,
 }
 
 /// Splits a text into tokens, one pass, front to back.

@@ -22,10 +22,14 @@ mod builtins;
 mod effects;
 mod fingerprint;
 mod hints;
+mod keywords;
 mod lane;
 mod lexer;
 mod name;
+mod session;
 mod settings;
+mod statements;
+mod token;
 mod transaction;
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use super::analysis::StatementKind;
 use super::analyzer::{Analyzer, WordBuffer};
 use super::effects::{Effect, Scope, Value};
-use super::lexer::{Token, TokenKind};
 use super::name::Name;
+use super::token::{Token, TokenKind};
 use super::transaction::{Access, Deferral, Isolation, TransactionOptions};
 
 impl<'a> Analyzer<'a> {
