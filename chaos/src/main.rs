@@ -1,0 +1,3 @@
+//! Throwaway servers for a look at tidegate.
+
+fn main() {}
