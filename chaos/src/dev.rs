@@ -1,0 +1,227 @@
+//! `make run`: a primary, a standby and a sidecar, for a look at them; Ctrl-C removes everything.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use tokio::net::TcpStream;
+use tokio::process::{Child, Command};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout};
+use url::Url;
+
+use crate::cluster::{
+    self, Cluster, ClusterOptions, NodeOptions, Owner, Programs, Replication, Workdir, quote_identifier,
+};
+
+/// How long a sidecar may take to serve.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// How long it may drain after Ctrl-C. Nobody's data is at stake here.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// What to start.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Options {
+    /// The sidecar's binary [default: `tidegate` beside this program].
+    #[arg(long)]
+    pub tidegate: Option<PathBuf>,
+    /// An existing database to stand in front of, instead of a throwaway one. May be repeated.
+    #[arg(long)]
+    pub upstream: Vec<Url>,
+    /// Where the sidecar listens.
+    #[arg(long, default_value = "127.0.0.1:6432")]
+    pub listen: SocketAddr,
+    /// Where its admin page is.
+    #[arg(long, default_value = "127.0.0.1:6433")]
+    pub admin: SocketAddr,
+}
+
+/// Why there is nothing to look at.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Somebody else listens there.
+    #[error("cannot listen on {address} ({source}); stop what listens there, or choose another --{flag}")]
+    PortTaken {
+        /// Where.
+        address: SocketAddr,
+        /// The flag that moves it.
+        flag: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The servers did not start.
+    #[error("cannot start PostgreSQL: {0}")]
+    Cluster(#[from] cluster::Error),
+    /// The sidecar did not start.
+    #[error("cannot run {}: {source}", program.display())]
+    NoSidecar {
+        /// Its binary.
+        program: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The sidecar ended by itself.
+    #[error("the sidecar ended ({0}); its messages are above")]
+    SidecarEnded(ExitStatus),
+    /// The sidecar does not accept connections.
+    #[error("the sidecar did not listen within {0:?}")]
+    NotReady(Duration),
+    /// Signals or children could not be waited for.
+    #[error("cannot wait: {0}")]
+    Wait(#[from] io::Error),
+}
+
+/// Starts everything and stays until Ctrl-C, SIGTERM, or the sidecar's end.
+///
+/// # Cancel safety
+///
+/// When dropped, processes are killed and folders removed.
+pub async fn run(options: Options) -> Result<(), Error> {
+    check_free(options.listen, "listen")?;
+    check_free(options.admin, "admin")?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
+    let behind = tokio::select! {
+        behind = behind(options.upstream.clone()) => behind?,
+        _ = interrupted.recv() => return Ok(()),
+        _ = terminated.recv() => return Ok(()),
+    };
+    let mut sidecar = Sidecar::start(&options, &behind)?;
+    let ended = async {
+        sidecar.wait_ready(options.listen).await?;
+        println!("{}", banner(&options, &behind));
+        Err(Error::SidecarEnded(sidecar.child.wait().await?))
+    };
+    let outcome = tokio::select! {
+        outcome = ended => outcome,
+        _ = interrupted.recv() => Ok(()),
+        _ = terminated.recv() => Ok(()),
+    };
+    if outcome.is_ok() {
+        println!("\nremoving everything");
+        sidecar.stop().await?;
+    }
+    outcome
+}
+
+/// Before anything is started: the message must not come after a minute of set-up.
+fn check_free(address: SocketAddr, flag: &'static str) -> Result<(), Error> {
+    let probe = TcpListener::bind(address);
+    probe.map(drop).map_err(|source| Error::PortTaken { address, flag, source })
+}
+
+/// The databases behind the sidecar.
+struct Behind {
+    urls: Vec<String>,
+    user: String,
+    database: String,
+    /// What keeps our own servers alive.
+    _cluster: Option<Cluster>,
+}
+
+async fn behind(given: Vec<Url>) -> Result<Behind, Error> {
+    let Some(first) = given.first() else {
+        let started = tokio::task::spawn_blocking(start_cluster).await;
+        return started.map_err(io::Error::other)?;
+    };
+    let caller = Owner::caller().name().to_owned();
+    let user = Some(first.username()).filter(|name| !name.is_empty()).map_or(caller, str::to_owned);
+    let database = first.path().trim_start_matches('/');
+    let database = if database.is_empty() { user.clone() } else { database.to_owned() };
+    let urls = given.iter().map(Url::to_string).collect();
+    Ok(Behind { urls, user, database, _cluster: None })
+}
+
+fn start_cluster() -> Result<Behind, Error> {
+    let programs = Programs::find()?;
+    println!("starting PostgreSQL {}: a primary and a standby", programs.full_version());
+    let options = ClusterOptions {
+        node: NodeOptions::new(programs),
+        standbys: 1,
+        replication: Replication::Asynchronous,
+    };
+    let cluster = Cluster::start(&options)?;
+    let caller = Owner::caller().name().to_owned();
+    if caller != "postgres" {
+        // So that a plain psql, which asks for the caller's own name, works too.
+        let name = quote_identifier(&caller);
+        cluster.primary().sql(&format!("CREATE ROLE {name} SUPERUSER LOGIN"))?;
+        cluster.primary().sql(&format!("CREATE DATABASE {name} OWNER {name}"))?;
+    }
+    let standbys = cluster.standbys().iter().map(cluster::Node::url);
+    let urls = std::iter::once(cluster.primary().url()).chain(standbys).collect();
+    Ok(Behind { urls, user: "postgres".to_owned(), database: "postgres".to_owned(), _cluster: Some(cluster) })
+}
+
+fn banner(options: &Options, behind: &Behind) -> String {
+    let (host, port) = (options.listen.ip(), options.listen.port());
+    let (user, database) = (&behind.user, &behind.database);
+    format!(
+        "\n  connect:  psql -h {host} -p {port} -U {user} {database}\n  \
+           admin:    http://{}/\n  \
+           Ctrl-C removes everything\n",
+        options.admin
+    )
+}
+
+/// The sidecar's process, which ends with its folder.
+struct Sidecar {
+    child: Child,
+    _workdir: Workdir,
+}
+
+impl Sidecar {
+    fn start(options: &Options, behind: &Behind) -> Result<Self, Error> {
+        let workdir = Workdir::create("run", &Owner::caller())?;
+        let program = binary(options)?;
+        let mut command = Command::new(&program);
+        command.arg("run").arg("--listen").arg(options.listen.to_string());
+        command.arg("--admin").arg(options.admin.to_string());
+        for url in &behind.urls {
+            command.arg("--upstream").arg(url);
+        }
+        // A process group of its own: Ctrl-C reaches us alone, and we stop things in order.
+        command.current_dir(workdir.path()).stdin(Stdio::null()).process_group(0);
+        let child = command.spawn().map_err(|source| Error::NoSidecar { program, source })?;
+        Ok(Self { child, _workdir: workdir })
+    }
+
+    async fn wait_ready(&mut self, address: SocketAddr) -> Result<(), Error> {
+        let start = Instant::now();
+        while start.elapsed() < READY_WITHIN {
+            if let Some(status) = self.child.try_wait()? {
+                return Err(Error::SidecarEnded(status));
+            }
+            if TcpStream::connect(address).await.is_ok() {
+                return Ok(());
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        Err(Error::NotReady(READY_WITHIN))
+    }
+
+    /// SIGTERM and a moment to drain; what is left then is killed.
+    async fn stop(&mut self) -> Result<(), Error> {
+        let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok());
+        if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
+            // It may just have ended.
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
+        }
+        if timeout(DRAIN, self.child.wait()).await.is_err() {
+            self.child.kill().await?;
+        }
+        Ok(())
+    }
+}
+
+/// As an absolute path: the sidecar runs in a folder of its own.
+fn binary(options: &Options) -> Result<PathBuf, Error> {
+    let program = match &options.tidegate {
+        Some(path) => path.clone(),
+        None => std::env::current_exe()?.with_file_name("tidegate"),
+    };
+    std::fs::canonicalize(&program).map_err(|source| Error::NoSidecar { program, source })
+}
