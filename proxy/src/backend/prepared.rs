@@ -39,14 +39,27 @@ impl StatementId {
     }
 }
 
-/// A statement's text and parameter types, shared by all sessions that prepared the same.
+/// A statement's text and parameter types, shared by all sessions that prepared the same under the same
+/// schema.
 #[derive(Debug)]
 pub struct Statement {
     /// Everything in a Parse after the name.
     definition: Box<[u8]>,
     /// What the text does, found out once.
     pub facts: Facts,
-    id: AtomicU64,
+    /// The name that it has on backends.
+    pub id: StatementId,
+    schema: u64,
+}
+
+/// Counts changes of the schema, as far as we see them. A statement that is prepared after a change is not
+/// the one from before: a plan that is cached from before may have other result columns, and only the
+/// session that knew those deserves the error.
+static SCHEMA: AtomicU64 = AtomicU64::new(0);
+
+/// The schema may have changed.
+pub fn schema_changed() {
+    SCHEMA.fetch_add(1, Ordering::Relaxed);
 }
 
 struct Interner {
@@ -64,8 +77,10 @@ impl Statement {
         let mut interner = INTERNED.lock().unwrap_or_else(PoisonError::into_inner);
         let Interner { hasher, statements } = &mut *interner;
         let hash = hasher.hash_one(definition);
+        let schema = SCHEMA.load(Ordering::Relaxed);
+        let same = |s: &Self| s.schema == schema && *s.definition == *definition;
         if let Some(found) = statements
-            .find(hash, |weak| weak.upgrade().is_some_and(|s| *s.definition == *definition))
+            .find(hash, |weak| weak.upgrade().is_some_and(|s| same(&s)))
             .and_then(Weak::upgrade)
         {
             return found;
@@ -73,32 +88,18 @@ impl Statement {
         if statements.len() == statements.capacity() {
             statements.retain(|weak| weak.strong_count() > 0);
         }
-        let id = AtomicU64::new(StatementId::next().0);
-        let statement = Arc::new(Self { definition: definition.into(), facts: facts(), id });
+        let id = StatementId::next();
+        let statement = Arc::new(Self { definition: definition.into(), facts: facts(), id, schema });
         statements.insert_unique(hash, Arc::downgrade(&statement), |weak| {
             weak.upgrade().map_or(0, |s| hasher.hash_one(&*s.definition))
         });
         statement
     }
 
-    /// The name that it has on backends now.
-    #[inline]
-    pub fn id(&self) -> StatementId {
-        StatementId(self.id.load(Ordering::Relaxed))
-    }
-
-    /// Makes every backend prepare it anew before its next use, because the plan that they cached no longer
-    /// fits the tables. Does nothing when somebody else already did (`seen` is not the current name).
-    pub fn renew(&self, seen: StatementId) {
-        let fresh = StatementId::next().0;
-        // Losing this race means that it is renewed already.
-        let _ = self.id.compare_exchange(seen.0, fresh, Ordering::Relaxed, Ordering::Relaxed);
-    }
-
     /// Appends a Parse that prepares it under its backend name.
-    pub fn put_parse(&self, id: StatementId, out: &mut Vec<u8>) {
+    pub fn put_parse(&self, out: &mut Vec<u8>) {
         crate::wire::frame::put_frame(out, crate::wire::frontend::PARSE, |out| {
-            id.put_name(out);
+            self.id.put_name(out);
             out.push(0);
             out.extend_from_slice(&self.definition);
         });
@@ -164,18 +165,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn same_definition_is_one_statement_until_renewed() {
-        // Two names for one text would double what every backend keeps; a renewed statement that kept its
-        // name would meet the stale plan again.
+    fn same_definition_is_one_statement_until_the_schema_changes() {
+        // Two names for one text would double what every backend keeps; one name across a change of the
+        // schema would give a new session the stale plan of an old one.
         let a = Statement::intern(b"select 11\0\0\0", Facts::default);
         let b = Statement::intern(b"select 11\0\0\0", Facts::default);
-        let before = a.id();
-        a.renew(before);
-        a.renew(before);
+        schema_changed();
+        let c = Statement::intern(b"select 11\0\0\0", Facts::default);
 
-        assert!(Arc::ptr_eq(&a, &b));
-        assert_eq!(a.id().0, b.id().0);
-        assert_ne!(before, a.id());
+        assert_eq!(a.id, b.id);
+        assert_ne!(a.id, c.id);
     }
 
     #[test]

@@ -13,6 +13,8 @@ pub struct Facts {
     pub statements: u32,
     /// Whether it may make a transaction durable by its own words.
     pub commits: bool,
+    /// Whether it may change the columns of a table that others know.
+    pub alters_schema: bool,
     /// What it may change beyond the transaction, in the order of the text.
     pub changes: Box<[Change]>,
 }
@@ -57,6 +59,7 @@ impl Default for Facts {
             first: StatementKind::Other,
             statements: 1,
             commits: true,
+            alters_schema: true,
             changes: Box::new([Change::Pin(PinReason::Untracked)]),
         }
     }
@@ -76,6 +79,8 @@ impl Facts {
             first: analysis.first,
             statements: analysis.statements,
             commits: analysis.transaction.commits + analysis.transaction.prepares > 0,
+            alters_schema: analysis.effects.is_empty()
+                && [analysis.first, analysis.last].contains(&StatementKind::Ddl),
             changes: analysis.effects.iter().filter_map(Change::of).collect(),
         }
     }

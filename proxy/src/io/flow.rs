@@ -108,6 +108,11 @@ impl Flow {
         self.rebuilt.len() - self.written > REBUILT_LIMIT
     }
 
+    /// Whether there is room for more unseen bytes without growing.
+    pub fn has_room(&self) -> bool {
+        self.unseen().len() < super::buffer::BUFFER_LEN / 2
+    }
+
     /// Whether nothing is held at all.
     #[inline]
     pub fn is_empty(&self) -> bool {
@@ -152,6 +157,16 @@ impl Flow {
             }
         }
         to.poll_flush(cx)
+    }
+
+    /// Forgets what was to be written; what was not looked at stays.
+    pub fn drop_passed(&mut self) {
+        self.rebuilt.clear();
+        self.written = 0;
+        if let Some(input) = &mut self.input {
+            input.consume(self.passed);
+        }
+        self.passed = 0;
     }
 
     /// Forgets everything, whether written or not.

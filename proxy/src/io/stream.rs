@@ -23,6 +23,10 @@ impl Stream {
     #[inline]
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
         let mut space = ReadBuf::new(buffer.space());
+        if space.remaining() == 0 {
+            // Reading nothing would look like the end of the stream.
+            return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+        }
         let polled = match self {
             Self::Plain(socket) => Pin::new(socket).poll_read(cx, &mut space),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, &mut space),

@@ -8,7 +8,8 @@ use super::names::Names;
 use super::notes::{Notes, Pins};
 use crate::backend::{Backend, Settings};
 use crate::exchange::Ledger;
-use crate::wire::TransactionStatus;
+use crate::io::Flow;
+use crate::wire::{Header, TransactionStatus};
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -154,6 +155,21 @@ impl Conversation {
         self.names.clear();
         self.pins = Pins::default();
         self.wanted = Arc::clone(&self.startup);
+    }
+
+    /// Leaves out what has come of a request whose backend is gone.
+    pub fn drop_torn_request(&mut self, flow: &mut Flow) {
+        let n = self.outbound.left.min(flow.unseen().len());
+        if n > 0 {
+            flow.skip(n);
+            self.outbound.left -= n;
+        }
+    }
+
+    /// Leaves a request out that no backend shall see, the part that is still to come included.
+    pub fn drop_request(&mut self, header: Header, flow: &mut Flow) {
+        self.outbound = Frame { left: header.frame_len, fate: Fate::Skip };
+        self.drop_torn_request(flow);
     }
 
     /// Gives memory back that a quiet session does not need.

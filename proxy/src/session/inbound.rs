@@ -2,9 +2,9 @@
 //!
 //! Bodies pass untouched and unread, but for the few that move the protocol position.
 
-use std::sync::Arc;
-
 use super::conversation::{Conversation, Fate, Frame, Skipping};
+use super::relay::Told;
+use crate::backend::prepared::schema_changed;
 use crate::backend::{Backend, StatementId};
 use crate::exchange::Owed;
 use crate::exchange::ledger::Parsed;
@@ -24,8 +24,8 @@ pub enum Inbound {
     More,
     /// What is there has to be written first.
     Blocked,
-    /// The server said that it closes the connection; its error was passed on.
-    Fatal,
+    /// The server said that it closes the connection. Its error was passed on if anybody waits for an answer.
+    Fatal(Told),
 }
 
 /// What became of a frame.
@@ -167,7 +167,7 @@ impl Conversation {
             self.ledger.settle();
         }
         if self.ledger.is_empty() {
-            self.notes.quiet(&mut self.pins);
+            self.notes.quiet(status, &mut self.pins);
         }
         Ok(Step::Pass)
     }
@@ -219,12 +219,16 @@ impl Conversation {
         let Some(frame) = flow.unseen().get(..header.frame_len) else { return Ok(wait_for(header, flow)) };
         let body = frame.get(HEADER_LEN..).unwrap_or_default();
         let fields = ErrorFields::read(body);
+        if fields.is_fatal() && self.ledger.is_empty() {
+            flow.skip(header.frame_len);
+            return Ok(Step::Stop(Inbound::Fatal(Told::No)));
+        }
         if fields.is_fatal() {
             flow.replace(header.frame_len, |out, frame| {
                 let body = frame.get(HEADER_LEN..).unwrap_or_default();
                 error_fields::put_with_severity(out, body, Severity::Error);
             });
-            return Ok(Step::Stop(Inbound::Fatal));
+            return Ok(Step::Stop(Inbound::Fatal(Told::Yes)));
         }
         self.failed(backend, &fields);
         Ok(Step::Pass)
@@ -235,7 +239,7 @@ impl Conversation {
         self.notes.failed = true;
         self.copy_in = false;
         if let Some(owed) = self.ledger.front() {
-            self.learn_from(owed_statement(owed), fields, backend);
+            Self::learn_from(owed_statement(owed), fields, backend);
         }
         match self.ledger.front() {
             None | Some(Owed::Query | Owed::FunctionCall) => return,
@@ -270,15 +274,11 @@ impl Conversation {
     }
 
     /// Errors that tell that the backend's prepared statements are not what we believe.
-    fn learn_from(&self, id: Option<StatementId>, fields: &ErrorFields<'_>, backend: &mut Backend) {
+    fn learn_from(id: Option<StatementId>, fields: &ErrorFields<'_>, backend: &mut Backend) {
         let Some(id) = id else { return };
         match fields.code {
             // "cached plan must not change result type": DDL changed the table since it was prepared.
-            b"0A000" if fields.routine == b"RevalidateCachedQuery" => {
-                if let Some(statement) = self.names.by_id(id).map(Arc::clone) {
-                    statement.renew(id);
-                }
-            }
+            b"0A000" if fields.routine == b"RevalidateCachedQuery" => schema_changed(),
             // "prepared statement does not exist": something that we did not see took it away.
             b"26000" => backend.prepared.remove(id),
             _ => {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::backend::connection::UnnamedOwner;
-use crate::backend::{Statement, StatementId};
+use crate::backend::Statement;
 use crate::exchange::Facts;
 
 /// Named statements that one session may have. PostgreSQL has no limit but memory; ours is shared.
@@ -74,11 +74,6 @@ impl Names {
     pub fn clear(&mut self) {
         self.named = HashMap::default();
         self.unnamed = Vec::new();
-    }
-
-    /// The statement that backends call `id`.
-    pub fn by_id(&self, id: StatementId) -> Option<&Arc<Statement>> {
-        self.named.values().find(|statement| statement.id() == id)
     }
 
     /// Notes a new unnamed statement, given as a whole Parse frame.

@@ -1,8 +1,10 @@
 //! What a session did to a backend that has to be looked after before the backend goes to another session.
 
+use crate::backend::prepared::schema_changed;
 use crate::exchange::facts::Need;
 use crate::exchange::{Change, Facts};
 use crate::sql::PinReason;
+use crate::wire::TransactionStatus;
 
 /// Why a backend belongs to a session beyond its transaction.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -67,6 +69,8 @@ pub struct Notes {
     pub sent: Need,
     /// Whether a COMMIT was among it.
     pub commits: bool,
+    /// Whether the transaction may change the schema.
+    pub alters_schema: bool,
 }
 
 impl Default for Notes {
@@ -80,6 +84,7 @@ impl Default for Notes {
             failed: false,
             sent: Need::Neutral,
             commits: false,
+            alters_schema: false,
         }
     }
 }
@@ -90,6 +95,7 @@ impl Notes {
     pub fn sent(&mut self, facts: &Facts, pins: &mut Pins) -> NewPins {
         self.sent = self.sent.max(facts.lane);
         self.commits |= facts.commits;
+        self.alters_schema |= facts.alters_schema;
         if facts.changes.is_empty() { NewPins::default() } else { self.changes(&facts.changes, pins) }
     }
 
@@ -121,7 +127,11 @@ impl Notes {
 
     /// Nothing is owed any more: what was sent is history.
     #[inline]
-    pub fn quiet(&mut self, pins: &mut Pins) {
+    pub fn quiet(&mut self, status: TransactionStatus, pins: &mut Pins) {
+        if self.alters_schema && status == TransactionStatus::Idle {
+            self.alters_schema = false;
+            schema_changed();
+        }
         self.sent = Need::Neutral;
         self.commits = false;
         if !self.unpins.is_empty() {

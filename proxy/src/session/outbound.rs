@@ -177,11 +177,11 @@ impl Conversation {
             self.ledger.owe(Owed::Parse(Parsed::Unnamed));
             return Ok(self.move_on(header, flow, Fate::Pass));
         }
-        let id = statement.id();
+        let id = statement.id;
         if backend.prepared.touch(id) {
             self.ledger.owe(Owed::ParseKnown(Parsed::Named(name, id)));
         } else {
-            flow.insert(|out| statement.put_parse(id, out));
+            flow.insert(|out| statement.put_parse(out));
             self.ledger.owe(Owed::Parse(Parsed::Named(name, id)));
             self.has_now(id, flow, backend);
         }
@@ -197,11 +197,11 @@ impl Conversation {
         name: Box<[u8]>,
     ) -> Step {
         let Some(statement) = self.names.get(&name).map(Arc::clone) else { return Step::Next };
-        let id = statement.id();
+        let id = statement.id;
         if !backend.prepared.touch(id) {
-            self.inject_parse(&statement, id, flow, backend);
+            self.inject_parse(&statement, flow, backend);
         }
-        flow.insert(|out| statement.put_parse(id, out));
+        flow.insert(|out| statement.put_parse(out));
         self.ledger.owe(Owed::Parse(Parsed::Unnamed));
         self.move_on(header, flow, Fate::Skip)
     }
@@ -226,13 +226,12 @@ impl Conversation {
     fn inject_parse(
         &mut self,
         statement: &Statement,
-        id: StatementId,
         flow: &mut Flow,
         backend: &mut Backend,
     ) {
-        flow.insert(|out| statement.put_parse(id, out));
-        self.ledger.owe(Owed::InjectedParse(Some(id)));
-        self.has_now(id, flow, backend);
+        flow.insert(|out| statement.put_parse(out));
+        self.ledger.owe(Owed::InjectedParse(Some(statement.id)));
+        self.has_now(statement.id, flow, backend);
     }
 
     /// The backend has the statement now; the one that it has not used for longest goes.
@@ -269,7 +268,7 @@ impl Conversation {
             self.ledger.owe(Owed::Bind(None));
             return Ok(self.move_on(header, flow, Fate::Pass));
         };
-        let id = statement.id();
+        let id = statement.id;
         let lens = (names.portal.len(), names.len());
         let NewPins(reason) = self.notes.sent(&statement.facts, &mut self.pins);
         if let Some(reason) = reason {
@@ -277,7 +276,7 @@ impl Conversation {
         }
         if !backend.prepared.touch(id) {
             let statement = Arc::clone(statement);
-            self.inject_parse(&statement, id, flow, backend);
+            self.inject_parse(&statement, flow, backend);
         }
         self.ledger.owe(Owed::Bind(Some(id)));
         rename_bind(header, lens, id, flow);
@@ -349,9 +348,9 @@ impl Conversation {
             Target::Statement(name) => {
                 if let Some(statement) = self.names.get(name) {
                     let statement = Arc::clone(statement);
-                    let id = statement.id();
+                    let id = statement.id;
                     if !backend.prepared.touch(id) {
-                        self.inject_parse(&statement, id, flow, backend);
+                        self.inject_parse(&statement, flow, backend);
                     }
                     flow.insert(|out| {
                         put_frame(out, tag::DESCRIBE, |out| {

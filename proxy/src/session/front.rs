@@ -1,0 +1,323 @@
+//! A session without a backend: waiting for the next exchange, and answering what needs no backend.
+
+use std::future::poll_fn;
+use std::task::{Context, Poll};
+
+use super::Session;
+use super::outbound::TEXT_LIMIT;
+use super::registry::Signal;
+use crate::exchange::facts::Facts;
+use crate::exchange::refusal::Outcome;
+use crate::exchange::Refusal;
+use crate::io::buffer::BUFFER_LEN;
+use crate::sql::StatementKind;
+use crate::wire::frame::HEADER_LEN;
+use crate::wire::frontend::{self as tag, Parse, query_text};
+use crate::wire::{ErrorMessage, Header, TransactionStatus, WireError, backend as reply};
+
+/// What the session expects of the application.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// An exchange.
+    Ready,
+    /// The rest of an exchange that was refused, up to its Sync.
+    Refusing,
+    /// The end of a transaction whose backend is gone.
+    Orphaned(Orphan),
+}
+
+/// How far a transaction without a backend is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Orphan {
+    /// The application does not know yet. Its next statement fails, even a COMMIT: answering that with a
+    /// mere `ROLLBACK` tag would be overlooked.
+    Untold,
+    /// It knows, and has to send ROLLBACK.
+    Told,
+    /// As `Told`, and everything up to the next Sync is ignored.
+    Skipping,
+    /// The ROLLBACK is parsed and not executed yet.
+    Leaving,
+}
+
+/// What the wait for an exchange brought.
+pub(super) enum Next {
+    Exchange,
+    Ended,
+    Refused(Refusal),
+}
+
+/// Whether the server answers after this message, whatever follows.
+fn ends_exchange(message: u8) -> bool {
+    matches!(message, tag::QUERY | tag::FUNCTION_CALL | tag::SYNC | tag::FLUSH | tag::TERMINATE)
+}
+
+/// Whether the bytes that are there make an exchange.
+enum Assembled {
+    Whole,
+    Partial,
+    Terminate,
+}
+
+impl Session {
+    /// Waits until an exchange is there that needs a backend: nobody should hold a backend for a message of
+    /// which half has come.
+    pub(super) async fn next_exchange(&mut self) -> Next {
+        poll_fn(|cx| self.poll_exchange(cx)).await
+    }
+
+    fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+        loop {
+            match self.assemble() {
+                Ok(Assembled::Whole) => return Poll::Ready(Next::Exchange),
+                Ok(Assembled::Partial) => {}
+                Ok(Assembled::Terminate) => return Poll::Ready(Next::Ended),
+                Err(violation) => return Poll::Ready(Next::Refused(Refusal::Protocol(violation.to_string()))),
+            }
+            if self.to_app.is_pending()
+                && matches!(self.to_app.poll_write_to(cx, &mut self.app), Poll::Ready(Err(_)))
+            {
+                return Poll::Ready(Next::Ended);
+            }
+            if self.registration.entry.has_any()
+                && let Some(refusal) = self.idle_signal()
+            {
+                return Poll::Ready(Next::Refused(refusal));
+            }
+            // An application that does not read its answers is not listened to either.
+            if self.to_app.is_full() {
+                return Poll::Pending;
+            }
+            match self.to_db.poll_fill(cx, &mut self.app) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Ended),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => {
+                    self.rest();
+                    return Poll::Pending;
+                }
+            }
+        }
+    }
+
+    /// An idle session keeps little memory.
+    fn rest(&mut self) {
+        if self.to_db.is_empty() {
+            self.to_db.shrink();
+            self.to_app.shrink();
+            self.talk.shrink();
+        }
+    }
+
+    fn idle_signal(&mut self) -> Option<Refusal> {
+        let entry = &self.registration.entry;
+        entry.clear(Signal::Cancel);
+        for signal in [Signal::Kill, Signal::Drain, Signal::Overdue] {
+            if entry.has(signal) {
+                return Some(self.signalled(signal));
+            }
+        }
+        None
+    }
+
+    /// Looks at what has come. Answers what needs no backend, and leaves the rest for the relay.
+    fn assemble(&mut self) -> Result<Assembled, WireError> {
+        loop {
+            self.talk.drop_torn_request(&mut self.to_db);
+            let Some(header) = Header::read_frontend(self.to_db.unseen())? else {
+                return Ok(Assembled::Partial);
+            };
+            match (self.stage, header.tag) {
+                (_, tag::TERMINATE) => return Ok(Assembled::Terminate),
+                (Stage::Refusing, tag::SYNC) => {
+                    self.stage = self.after_refusal();
+                    self.say_ready();
+                }
+                // Data of a COPY that is over, and Flush with nothing to flush: PostgreSQL ignores them too.
+                (Stage::Ready, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL | tag::FLUSH)
+                | (Stage::Refusing, _) => {}
+                (Stage::Orphaned(orphan), _) => {
+                    if self.to_db.unseen().len() < header.frame_len && header.frame_len <= TEXT_LIMIT {
+                        self.to_db.want(header.frame_len);
+                        return Ok(Assembled::Partial);
+                    }
+                    self.answer_orphan(orphan, header);
+                }
+                (Stage::Ready, _) => return self.assemble_exchange(),
+            }
+            self.talk.drop_request(header, &mut self.to_db);
+        }
+    }
+
+    /// Whether a whole exchange is there, or so much of one that waiting for the rest makes no sense.
+    fn assemble_exchange(&mut self) -> Result<Assembled, WireError> {
+        let mut offset = 0;
+        loop {
+            let unseen = self.to_db.unseen();
+            let rest = unseen.get(offset..).unwrap_or_default();
+            let (needed, ends) = match Header::read_frontend(rest)? {
+                None => (HEADER_LEN, false),
+                Some(header) => (header.frame_len, ends_exchange(header.tag)),
+            };
+            match (rest.len() >= needed, ends) {
+                (true, true) => return Ok(Assembled::Whole),
+                (true, false) => {
+                    offset += needed;
+                    continue;
+                }
+                (false, _) => {}
+            }
+            if offset + needed > TEXT_LIMIT || (offset > 0 && unseen.len() >= BUFFER_LEN) {
+                return Ok(Assembled::Whole);
+            }
+            self.to_db.want(offset + needed);
+            return Ok(Assembled::Partial);
+        }
+    }
+
+    /// Answers the exchange at the front with a refusal; the session goes on.
+    pub(super) fn refuse(&mut self, refusal: &Refusal) {
+        crate::telemetry::metrics::refused(refusal.reason());
+        self.say_refused(refusal);
+        self.refuse_rest();
+    }
+
+    /// As [`Session::refuse`], in the server's words.
+    pub(super) fn refuse_with(&mut self, error: &ErrorMessage<'_>) {
+        self.to_app.insert(|out| error.put(out));
+        self.refuse_rest();
+    }
+
+    fn refuse_rest(&mut self) {
+        let Ok(Some(header)) = Header::read_frontend(self.to_db.unseen()) else { return };
+        match header.tag {
+            tag::QUERY | tag::FUNCTION_CALL | tag::SYNC => self.say_ready(),
+            _ => self.stage = Stage::Refusing,
+        }
+        self.talk.drop_request(header, &mut self.to_db);
+    }
+
+    pub(super) fn say_refused(&mut self, refusal: &Refusal) {
+        let upstream = &self.pool.upstream.name;
+        self.to_app.insert(|out| refusal.put(upstream, out));
+    }
+
+    pub(super) fn say_ready(&mut self) {
+        let status = self.talk.status;
+        self.to_app.insert(|out| reply::put_ready(out, status));
+    }
+
+    fn after_refusal(&self) -> Stage {
+        match self.talk.status {
+            TransactionStatus::Idle => Stage::Ready,
+            TransactionStatus::InTransaction | TransactionStatus::Failed => Stage::Orphaned(Orphan::Told),
+        }
+    }
+
+    /// Answers a message in a transaction whose backend is gone as PostgreSQL answers in a failed one.
+    fn answer_orphan(&mut self, orphan: Orphan, header: Header) {
+        let body = self.to_db.unseen().get(HEADER_LEN..header.frame_len).unwrap_or_default();
+        match (header.tag, orphan) {
+            (tag::SYNC, _) => {
+                self.stage = match orphan {
+                    Orphan::Skipping => self.after_refusal(),
+                    Orphan::Untold | Orphan::Told | Orphan::Leaving => self.stage,
+                };
+                self.say_ready();
+            }
+            (tag::QUERY, Orphan::Untold | Orphan::Told | Orphan::Leaving) => {
+                let facts = Facts::of(query_text(body).unwrap_or_default());
+                self.orphan_statement(orphan, &facts);
+                self.say_ready();
+            }
+            (tag::FUNCTION_CALL, Orphan::Untold | Orphan::Told | Orphan::Leaving) => {
+                self.orphan_fails(orphan);
+                self.say_ready();
+            }
+            (tag::PARSE, Orphan::Untold | Orphan::Told) => {
+                let facts = Parse::read(body).map(|parse| Facts::of(parse.text)).unwrap_or_default();
+                match (facts.first, orphan) {
+                    (StatementKind::Rollback, _) | (StatementKind::Commit, Orphan::Told) => {
+                        self.stage = Stage::Orphaned(Orphan::Leaving);
+                        self.to_app.insert(|out| out.extend_from_slice(&reply::PARSE_COMPLETE_FRAME));
+                    }
+                    _ => self.orphan_skips(orphan, &facts),
+                }
+            }
+            (tag::BIND, Orphan::Leaving) => {
+                self.to_app.insert(|out| out.extend_from_slice(&reply::BIND_COMPLETE_FRAME));
+            }
+            (tag::DESCRIBE, Orphan::Leaving) => {
+                if body.first() == Some(&b'S') {
+                    self.to_app.insert(|out| out.extend_from_slice(&reply::NO_PARAMETERS_FRAME));
+                }
+                self.to_app.insert(|out| out.extend_from_slice(&reply::NO_DATA_FRAME));
+            }
+            (tag::EXECUTE, Orphan::Leaving) => {
+                self.end_orphan();
+                self.stage = Stage::Refusing;
+            }
+            (tag::CLOSE, Orphan::Untold | Orphan::Told | Orphan::Leaving) => {
+                self.to_app.insert(|out| out.extend_from_slice(&reply::CLOSE_COMPLETE_FRAME));
+            }
+            (tag::BIND | tag::DESCRIBE | tag::EXECUTE, Orphan::Untold | Orphan::Told) => {
+                self.bind_orphan(orphan, header.tag);
+            }
+            _ => {}
+        }
+    }
+
+    /// A Bind of a prepared statement: it may be a prepared ROLLBACK.
+    fn bind_orphan(&mut self, orphan: Orphan, message: u8) {
+        let body = self.to_db.unseen().get(HEADER_LEN..).unwrap_or_default();
+        let named = (message == tag::BIND).then(|| tag::BindNames::read(body)).flatten();
+        let facts = named.and_then(|names| self.talk.names.get(names.statement)).map(|s| s.facts.clone());
+        match facts {
+            Some(facts) if facts.first == StatementKind::Rollback => {
+                self.stage = Stage::Orphaned(Orphan::Leaving);
+                self.to_app.insert(|out| out.extend_from_slice(&reply::BIND_COMPLETE_FRAME));
+            }
+            facts => self.orphan_skips(orphan, &facts.unwrap_or_default()),
+        }
+    }
+
+    /// One simple query in a transaction without a backend.
+    fn orphan_statement(&mut self, orphan: Orphan, facts: &Facts) {
+        let leaves = facts.statements == 1 && facts.ends_failed_transaction();
+        match (leaves, orphan, facts.first) {
+            (true, Orphan::Untold, StatementKind::Commit | StatementKind::PrepareTransaction) => {
+                self.say_refused(&Refusal::BackendLost { outcome: Outcome::RolledBack });
+                self.talk.status = TransactionStatus::Idle;
+                self.stage = Stage::Ready;
+            }
+            (true, _, _) => {
+                self.end_orphan();
+                self.stage = Stage::Ready;
+            }
+            (false, _, _) => self.orphan_fails(orphan),
+        }
+    }
+
+    fn end_orphan(&mut self) {
+        self.to_app.insert(|out| reply::put_command_complete(out, b"ROLLBACK"));
+        self.talk.status = TransactionStatus::Idle;
+    }
+
+    fn orphan_fails(&mut self, orphan: Orphan) {
+        let refusal = match orphan {
+            Orphan::Untold => Refusal::BackendLost { outcome: Outcome::RolledBack },
+            Orphan::Told | Orphan::Skipping | Orphan::Leaving => Refusal::TransactionLost,
+        };
+        crate::telemetry::metrics::refused(refusal.reason());
+        self.say_refused(&refusal);
+        self.stage = Stage::Orphaned(Orphan::Told);
+    }
+
+    /// As [`Session::orphan_fails`] in the extended protocol, where the rest of the pipeline is ignored.
+    fn orphan_skips(&mut self, orphan: Orphan, facts: &Facts) {
+        self.orphan_fails(orphan);
+        self.stage = Stage::Orphaned(Orphan::Skipping);
+        if orphan == Orphan::Untold && facts.first == StatementKind::Commit {
+            self.talk.status = TransactionStatus::Idle;
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! What happens to a backend whose session left: cancelled, drained, rolled back, cleaned, and only then
+//! given to others. Whatever does not work in time ends with RST.
+
+use std::time::Duration;
+
+use super::conversation::{Conversation, Position};
+use super::relay::Hold;
+use crate::backend::connection::DrainScan;
+use crate::backend::{BackendError, Settings};
+use crate::pool::Lease;
+use crate::wire::frame::put_frame;
+use crate::wire::{SqlState, TransactionStatus, frontend};
+
+/// From the end of the cancel to the last `ReadyForQuery`.
+const DRAIN: Duration = Duration::from_secs(1);
+/// ROLLBACK, or `DISCARD ALL`.
+const CLEAN: Duration = Duration::from_millis(500);
+/// Until a cancel of somebody else has landed: its own deadline and some.
+const SETTLE: Duration = Duration::from_secs(1);
+
+/// What has to be done. Taken from the session before it ends.
+#[derive(Debug)]
+pub(super) struct Plan {
+    position: Position,
+    ready_owed: usize,
+    wants_sync: bool,
+    copying_in: bool,
+    inbound_left: usize,
+    hold: Hold,
+}
+
+impl Plan {
+    /// For a session that leaves at this point. `unsent`: bytes for the backend were not written yet.
+    pub(super) fn of(talk: &Conversation, hold: Hold, unsent: bool) -> Self {
+        Self {
+            position: if unsent { Position::Torn } else { talk.position() },
+            ready_owed: talk.ledger.ready_owed(),
+            wants_sync: talk.owes_sync(),
+            copying_in: talk.is_copying_in(),
+            inbound_left: talk.inbound_left(),
+            hold,
+        }
+    }
+}
+
+/// Makes the backend fit for other sessions, or closes it.
+pub(super) async fn recover(mut lease: Lease, plan: Plan) {
+    if plan.position == Position::Torn {
+        // Half a message was sent: nothing that we could add would be understood.
+        return;
+    }
+    if lease.pool().key.replication.is_some() {
+        return lease.terminate().await;
+    }
+    if plan.position == Position::Owing && !stop(&mut lease, &plan).await {
+        return;
+    }
+    if clean(&mut lease, plan.hold).await.is_err() {
+        return;
+    }
+    quarantine(lease).await;
+}
+
+/// Cancels what runs and reads what is still to come.
+async fn stop(lease: &mut Lease, plan: &Plan) -> bool {
+    let mut last_words = Vec::new();
+    if plan.copying_in {
+        put_frame(&mut last_words, frontend::COPY_FAIL, |out| out.extend_from_slice(b"session ended\0"));
+    }
+    if plan.wants_sync {
+        put_frame(&mut last_words, frontend::SYNC, |_| {});
+    }
+    let cancelled = lease.cancel_target.announce().send().await.is_ok();
+    let ready = plan.ready_owed + usize::from(plan.wants_sync);
+    let drain = async {
+        if !last_words.is_empty() {
+            lease.stream.write_all(&last_words).await?;
+        }
+        lease.drain(DrainScan { body_left: plan.inbound_left }, ready).await
+    };
+    cancelled && matches!(tokio::time::timeout(DRAIN, drain).await, Ok(Ok(())))
+}
+
+/// Ends the transaction and removes session state.
+async fn clean(lease: &mut Lease, hold: Hold) -> Result<(), ()> {
+    if lease.status != TransactionStatus::Idle {
+        run(lease, b"ROLLBACK").await?;
+    }
+    if hold == Hold::Session {
+        run(lease, b"DISCARD ALL").await?;
+        lease.prepared.clear();
+        lease.unnamed = None;
+        lease.applied = Settings::none();
+    }
+    if lease.status == TransactionStatus::Idle { Ok(()) } else { Err(()) }
+}
+
+/// Runs a statement of ours. A cancel that was on its way may hit it: once is forgiven.
+async fn run(lease: &mut Lease, sql: &[u8]) -> Result<(), ()> {
+    for _ in 0..2 {
+        match tokio::time::timeout(CLEAN, lease.query(sql)).await {
+            Ok(Ok(_)) => return Ok(()),
+            Ok(Err(BackendError::Server(error))) if error.code == SqlState::QUERY_CANCELED => {}
+            Ok(Err(_)) | Err(_) => return Err(()),
+        }
+    }
+    Err(())
+}
+
+/// Waits until no cancel can hit the backend any more, then gives it back.
+pub(super) async fn quarantine(mut lease: Lease) {
+    if lease.cancel_target.is_threatened() {
+        let target = std::sync::Arc::clone(&lease.cancel_target);
+        if tokio::time::timeout(SETTLE, target.settled()).await.is_err() {
+            return;
+        }
+        // The signal was sent before the server closed the cancel's connection, but a backend acts on it a
+        // moment later: an empty query takes the blow for the next session.
+        if run(&mut lease, b"").await.is_err() {
+            return;
+        }
+    }
+    lease.give_back();
+}
