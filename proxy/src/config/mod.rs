@@ -2,10 +2,36 @@
 //!
 //! A [`Config`] exists only whole and consistent: `file` parses what an operator wrote, `check` holds the
 //! rules between fields. Nothing else in the program reads configuration text.
+//!
+//! [`Config::load`] is the only way in; starting, `tidegate check` and reloading all use it.
+
+mod address;
+mod check;
+mod file;
+mod layers;
+mod passfile;
+mod problem;
+mod resilience;
+mod sources;
+#[cfg(test)]
+mod tests;
+mod tree;
+mod upstream_url;
+mod values;
+
+pub use check::reload_refusals;
+pub use problem::{ConfigErrors, Origin, Problem};
+pub use resilience::{
+    Alerts, Breaker, Commit, Hold, Priority, Read, ReadFrom, Rule, RuleAttribute, RuleTimeouts, Shed,
+    SyncWait, Webhook, WebhookKind,
+};
+pub use sources::Sources;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use serde::Deserialize;
 
 /// Everything that a running sidecar was told.
 #[derive(Debug, Clone, PartialEq)]
@@ -22,6 +48,24 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Data workers (OS threads, one single-threaded runtime each).
     pub workers: usize,
+    /// What to do when the outcome of a COMMIT is not known.
+    pub commit: Commit,
+    /// Which servers answer reads.
+    pub read: Read,
+    /// When a lane of an upstream is taken for stuck.
+    pub breaker: Breaker,
+    /// Refusing early rather than queueing.
+    pub shed: Shed,
+    /// Keeping writes waiting through a failover.
+    pub hold: Hold,
+    /// Who is told.
+    pub alerts: Alerts,
+    /// Folder of the journal and of the outbox of alerts.
+    pub state_dir: PathBuf,
+    /// Other settings for some sessions; the first that matches wins.
+    pub rules: Vec<Rule>,
+    /// What was accepted but is probably not meant, to be logged once.
+    pub warnings: Vec<String>,
 }
 
 /// `[listen]`
@@ -50,8 +94,28 @@ pub enum ListenAddress {
     Unix(PathBuf),
 }
 
+impl ListenAddress {
+    /// Whether only this machine can reach it.
+    pub fn is_local(&self) -> bool {
+        match self {
+            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Unix(_) => true,
+        }
+    }
+}
+
+impl std::fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// How applications authenticate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum AuthMethod {
     /// No proof asked. Only on loopback and unix sockets.
     Trust,
@@ -77,7 +141,8 @@ pub struct ListenTls {
 }
 
 /// See [`ListenTls`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum ListenTlsMode {
     /// TLS requests are refused.
     Disable,
@@ -99,14 +164,32 @@ pub struct Admin {
 pub struct Cluster {
     /// The servers; the first is the primary (roles by probing come with the topology).
     pub upstreams: Vec<UpstreamAddress>,
+    /// How the role of each is found.
+    pub roles: Roles,
     /// User of control connections.
     pub user: Option<String>,
     /// Its password.
     pub password: Option<Password>,
+    /// The file that the password was looked up in, unless it was written out.
+    pub passfile: Option<PathBuf>,
     /// Database of control connections and of `auth_query`.
     pub database: String,
     /// TLS towards PostgreSQL.
     pub tls: UpstreamTls,
+    /// Nothing changes twice within this time.
+    pub settle: Duration,
+}
+
+/// See [`Cluster::roles`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Roles {
+    /// Each server is asked.
+    Probe,
+    /// The first is the primary.
+    Static,
+    /// Patroni's REST API is asked.
+    Patroni,
 }
 
 /// The address of one PostgreSQL server.
@@ -169,7 +252,8 @@ pub struct UpstreamTls {
 }
 
 /// libpq's `sslmode`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum SslMode {
     /// Never TLS.
     Disable,
@@ -206,8 +290,23 @@ pub struct Pool {
     pub prepared_statements: usize,
 }
 
+impl Pool {
+    /// Backends of one pool that the write lane may hold; at least one, else no write could ever run.
+    #[expect(
+        clippy::cast_precision_loss,
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "size is at most 262,143 and the share is in (0, 1]"
+    )]
+    pub fn write_slots(&self) -> usize {
+        // The addend undoes binary rounding: 0.29 × 100 is 28.999… in floating point.
+        ((self.size as f64 * self.write_share + 1e-9) as usize).max(1)
+    }
+}
+
 /// See [`Pool::mode`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum PoolMode {
     /// For one transaction.
     Transaction,

@@ -1,0 +1,364 @@
+//! Items that are lent out one request at a time, with the queue of those who wait for one.
+//!
+//! A [`Handoff`] owns the idle items (connections, or mere permits) and one [`AdmitQueue`] per *lane*. A request
+//! gets an item together with the right to use it, as one [`Lease`]; when the lease is dropped the item goes
+//! straight to the waiter whose turn it is, or back on the shelf. There is no moment at which a newcomer could
+//! take an item that was meant for a waiter.
+//!
+//! Lanes are bulkheads over a common stock: each has its own limit, queue and `CoDel` state, so one lane that is
+//! stuck can never hold more items than its ceiling.
+//!
+//! * **Promises:** FIFO among equals (newest first under overload), no item lost or lent twice, a waiter that
+//!   gives up leaves the queue at once and, if it had been given an item already, passes it on.
+//! * **Does not** create items: [`wanted`](Handoff::wanted) says how many more could be used, and whoever
+//!   makes them calls [`put`](Handoff::put). Nor does it run a timer: call [`sweep`](Handoff::sweep).
+//! * **Costs** one uncontended mutex per checkout and one per return, no allocation when an item is idle, and
+//!   none for waiting once the store has grown to the longest queue seen.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Duration;
+
+use slab::Slab;
+use tokio::time::Instant;
+
+use super::checkout::Checkout;
+use super::error::{Overloaded, Reason};
+use super::lease::Lease;
+use super::queue::{Admission, AdmitQueue, Ask, Fared, QueueConfig, WaiterId};
+use super::wake::WakeList;
+
+/// Index of a lane, in the order in which they were given to [`Handoff::new`].
+pub type Lane = usize;
+
+/// One lane of a [`Handoff`].
+#[derive(Debug, Clone, Copy)]
+pub struct LaneConfig {
+    /// How many items the lane may hold at most.
+    pub ceiling: usize,
+    /// Its queue.
+    pub queue: QueueConfig,
+}
+
+/// What a lane is doing; a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LaneStats {
+    /// Items lent out, and charges for items that were taken away.
+    pub in_flight: usize,
+    /// Requests that wait.
+    pub waiting: usize,
+    /// How many may be in flight now.
+    pub limit: usize,
+    /// Since when the longest waiting has waited.
+    pub waiting_since: Option<Instant>,
+}
+
+/// Lends out items; see the [module](self). Clones share everything.
+pub struct Handoff<T> {
+    shared: Arc<Mutex<State<T>>>,
+}
+
+/// Everything behind the lock. No code of the caller's runs while it is held, except the predicate of
+/// [`Handoff::take_idle`].
+struct State<T> {
+    lanes: Box<[AdmitQueue<usize>]>,
+    /// The most recently used last: it is the one whose caches are warm.
+    idle: Vec<T>,
+    places: Slab<Place<T>>,
+}
+
+/// Where a waiting [`Checkout`] finds its answer.
+enum Place<T> {
+    Waiting { waker: Waker, id: WaiterId },
+    Granted(T),
+    Refused(Overloaded),
+}
+
+/// Index beyond the lanes: a bug of the caller's, answered like a lane without permits.
+const NO_SUCH_LANE: Overloaded = Overloaded { reason: Reason::Limit, retry_after: Duration::from_secs(1) };
+
+/// What there is for a request without waiting.
+enum Now<T> {
+    Granted(T),
+    MustWait,
+    Refused(Overloaded),
+}
+
+/// What a checkout gets at once.
+pub(super) enum Start<T> {
+    Granted(T),
+    Refused(Overloaded),
+    Waiting(usize),
+}
+
+/// What a waiting checkout finds.
+pub(super) enum Found<T> {
+    Granted(T),
+    Refused(Overloaded),
+    Nothing,
+}
+
+impl<T> Handoff<T> {
+    /// Without items yet. Without lanes nothing can be checked out.
+    pub fn new(lanes: impl IntoIterator<Item = LaneConfig>) -> Self {
+        let lanes = lanes.into_iter().map(|lane| AdmitQueue::new(lane.ceiling, lane.queue)).collect();
+        let state = State { lanes, idle: Vec::new(), places: Slab::new() };
+        Self { shared: Arc::new(Mutex::new(state)) }
+    }
+
+    /// Asks for an item. The future does nothing until it is polled.
+    pub fn checkout(&self, lane: Lane, ask: Ask) -> Checkout<T> {
+        Checkout::new(self.clone(), lane, ask)
+    }
+
+    /// An item, if one is free for this request now. Never waits.
+    ///
+    /// # Errors
+    /// Why not: [`Reason::Limit`] where the request could have waited.
+    pub fn try_checkout(&self, lane: Lane, ask: &Ask) -> Result<Lease<T>, Overloaded> {
+        let mut state = self.lock();
+        match state.start_now(lane, ask, Instant::now()) {
+            Now::Granted(item) => {
+                drop(state);
+                Ok(Lease::new(self.clone(), lane, item))
+            }
+            Now::MustWait => Err(state.lanes.get(lane).map_or(NO_SUCH_LANE, |l| l.refusal(Reason::Limit))),
+            Now::Refused(refusal) => Err(refusal),
+        }
+    }
+
+    /// Adds an item, new or back from elsewhere.
+    pub fn put(&self, item: T) {
+        self.change(|state| state.idle.push(item));
+    }
+
+    /// Takes the idle items for which `unwanted` says so, e.g. those that have been idle for too long.
+    pub fn take_idle(&self, mut unwanted: impl FnMut(&T) -> bool) -> Vec<T> {
+        self.lock().idle.extract_if(.., |item| unwanted(item)).collect()
+    }
+
+    /// How many more items could be put to use at once.
+    pub fn wanted(&self) -> usize {
+        let state = self.lock();
+        state.lanes.iter().map(AdmitQueue::admissible).sum::<usize>().saturating_sub(state.idle.len())
+    }
+
+    /// Idle items.
+    pub fn idle(&self) -> usize {
+        self.lock().idle.len()
+    }
+
+    /// What a lane is doing. `None` if there is no such lane.
+    pub fn stats(&self, lane: Lane) -> Option<LaneStats> {
+        self.lock().lanes.get(lane).map(|queue| LaneStats {
+            in_flight: queue.in_flight(),
+            waiting: queue.waiting(),
+            limit: queue.limit().current(),
+            waiting_since: queue.waiting_since(),
+        })
+    }
+
+    /// Sets or lifts the bound of the ramp after an outage.
+    pub fn set_ramp(&self, lane: Lane, ramp: Option<usize>) {
+        self.change_lane(lane, |queue| queue.limit_mut().set_ramp(ramp));
+    }
+
+    /// Changes the ceiling of a lane. Leases beyond a lowered one are not taken back.
+    pub fn set_ceiling(&self, lane: Lane, ceiling: usize) {
+        self.change_lane(lane, |queue| queue.limit_mut().set_ceiling(ceiling));
+    }
+
+    /// Refuses, in all lanes, whoever has waited too long. Call it every 10 ms or so.
+    pub fn sweep(&self, now: Instant) {
+        let mut wakes = WakeList::default();
+        let mut state = self.lock();
+        let State { lanes, places, .. } = &mut *state;
+        for lane in lanes {
+            lane.sweep(now, &mut |place, refusal| refuse(places, place, refusal, &mut wakes));
+        }
+        // Shares that no longer bind leave room for waiters whom no returning item would wake.
+        state.serve(now, &mut wakes);
+        drop(state);
+        wakes.wake();
+    }
+
+    /// Refuses everybody who waits in this lane.
+    pub fn flush(&self, lane: Lane) {
+        let mut wakes = WakeList::default();
+        let mut state = self.lock();
+        let State { lanes, places, .. } = &mut *state;
+        if let Some(lane) = lanes.get_mut(lane) {
+            lane.flush(&mut |place, refusal| refuse(places, place, refusal, &mut wakes));
+        }
+        drop(state);
+        wakes.wake();
+    }
+
+    /// When a request that starts to wait now is refused at the latest.
+    pub(super) fn wait_bound(&self, lane: Lane, deadline: Option<Instant>) -> Instant {
+        let now = Instant::now();
+        let bound = self.lock().lanes.get(lane).map_or(now, |queue| queue.wait_bound(now));
+        deadline.map_or(bound, |deadline| deadline.min(bound))
+    }
+
+    pub(super) fn start(&self, lane: Lane, ask: &Ask, waker: &Waker) -> Start<T> {
+        let mut wakes = WakeList::default();
+        let start = self.lock().start(lane, ask, waker, &mut wakes);
+        wakes.wake();
+        start
+    }
+
+    /// What became of a waiting checkout. Anything but `Nothing` frees its place.
+    pub(super) fn find(&self, place: usize, waker: &Waker) -> Found<T> {
+        let mut state = self.lock();
+        if let Some(Place::Waiting { waker: known, .. }) = state.places.get_mut(place) {
+            let old = (!known.will_wake(waker)).then(|| std::mem::replace(known, waker.clone()));
+            drop(state);
+            drop(old);
+            return Found::Nothing;
+        }
+        match state.places.try_remove(place) {
+            Some(Place::Granted(item)) => Found::Granted(item),
+            Some(Place::Refused(refusal)) => Found::Refused(refusal),
+            Some(Place::Waiting { .. }) | None => Found::Nothing,
+        }
+    }
+
+    /// A waiting checkout gives up. What it was given meanwhile goes to the next.
+    pub(super) fn abandon(&self, lane: Lane, place: usize) {
+        let mut unused = None;
+        self.change(|state| match (state.places.try_remove(place), state.lanes.get_mut(lane)) {
+            (Some(Place::Waiting { waker, id }), Some(queue)) => {
+                queue.remove(id);
+                unused = Some(waker);
+            }
+            (Some(Place::Granted(item)), Some(queue)) => {
+                queue.release(Fared::Unknown);
+                state.idle.push(item);
+            }
+            _ => {}
+        });
+        // Not under the lock: it may be the last of its task.
+        drop(unused);
+    }
+
+    /// Frees the permit of a lane, and puts its item back unless it is gone.
+    pub(super) fn give_back(&self, lane: Lane, item: Option<T>, fared: Fared) {
+        self.change(|state| {
+            state.idle.extend(item);
+            if let Some(queue) = state.lanes.get_mut(lane) {
+                queue.release(fared);
+            }
+        });
+    }
+
+    fn change_lane(&self, lane: Lane, change: impl FnOnce(&mut AdmitQueue<usize>)) {
+        self.change(|state| {
+            if let Some(queue) = state.lanes.get_mut(lane) {
+                change(queue);
+            }
+        });
+    }
+
+    /// Changes the state, then serves whoever can be served now.
+    fn change(&self, change: impl FnOnce(&mut State<T>)) {
+        let mut state = self.lock();
+        change(&mut state);
+        if state.nobody_waits() {
+            return;
+        }
+        let mut wakes = WakeList::default();
+        state.serve(Instant::now(), &mut wakes);
+        drop(state);
+        wakes.wake();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State<T>> {
+        // A panic of ours under the lock leaves counts that are still worth more than a service that is down.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl<T> State<T> {
+    fn nobody_waits(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.waiting() == 0)
+    }
+
+    fn start_now(&mut self, lane: Lane, ask: &Ask, now: Instant) -> Now<T> {
+        let Some(queue) = self.lanes.get_mut(lane) else { return Now::Refused(NO_SUCH_LANE) };
+        match queue.decide(ask, now) {
+            Admission::Admitted => self.idle.pop().map_or(Now::MustWait, |item| {
+                queue.admit();
+                Now::Granted(item)
+            }),
+            Admission::MustWait => Now::MustWait,
+            Admission::Refused(refusal) => Now::Refused(refusal),
+        }
+    }
+
+    fn start(&mut self, lane: Lane, ask: &Ask, waker: &Waker, wakes: &mut WakeList) -> Start<T> {
+        let now = Instant::now();
+        match self.start_now(lane, ask, now) {
+            Now::Granted(item) => Start::Granted(item),
+            Now::MustWait => self.wait(lane, ask, waker, now, wakes),
+            Now::Refused(refusal) => Start::Refused(refusal),
+        }
+    }
+
+    fn wait(&mut self, lane: Lane, ask: &Ask, waker: &Waker, now: Instant, wakes: &mut WakeList) -> Start<T> {
+        let Some(queue) = self.lanes.get_mut(lane) else { return Start::Refused(NO_SUCH_LANE) };
+        let entry = self.places.vacant_entry();
+        let place = entry.key();
+        match queue.enqueue(place, ask, now) {
+            Err((_, refusal)) => Start::Refused(refusal),
+            Ok(joined) => {
+                entry.insert(Place::Waiting { waker: waker.clone(), id: joined.id });
+                if let Some((evicted, refusal)) = joined.evicted {
+                    refuse(&mut self.places, evicted, refusal, wakes);
+                }
+                Start::Waiting(place)
+            }
+        }
+    }
+
+    /// Gives idle items to waiters until one or the other runs out. Among lanes, whoever has waited longest.
+    fn serve(&mut self, now: Instant, wakes: &mut WakeList) {
+        let Self { lanes, idle, places } = self;
+        while !idle.is_empty() {
+            let turns = lanes.iter_mut().filter_map(|lane| Some((lane.turn(now)?, lane)));
+            let Some((_, lane)) = turns.min_by_key(|(since, _)| *since) else { return };
+            // Each call takes at least one waiter out of its queue, so this ends.
+            if let Some(place) = lane.next(now, &mut |place, refusal| refuse(places, place, refusal, wakes))
+                && let Some(item) = idle.pop()
+            {
+                answer(places, place, Place::Granted(item), wakes);
+            }
+        }
+    }
+}
+
+fn refuse<T>(places: &mut Slab<Place<T>>, place: usize, refusal: Overloaded, wakes: &mut WakeList) {
+    answer(places, place, Place::Refused(refusal), wakes);
+}
+
+fn answer<T>(places: &mut Slab<Place<T>>, place: usize, answer: Place<T>, wakes: &mut WakeList) {
+    if let Some(known) = places.get_mut(place)
+        && let Place::Waiting { waker, .. } = std::mem::replace(known, answer)
+    {
+        wakes.push(waker);
+    }
+}
+
+impl<T> Clone for Handoff<T> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<T> fmt::Debug for Handoff<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = self.lock();
+        f.debug_struct("Handoff").field("lanes", &state.lanes).field("idle", &state.idle.len()).finish()
+    }
+}

@@ -1,0 +1,110 @@
+use std::fmt;
+use std::ops::{Deref, DerefMut};
+
+use tokio::time::Instant;
+
+use super::handoff::{Handoff, Lane};
+use super::queue::Fared;
+
+/// An item, and the right to use it. Dropping it gives both back.
+///
+/// It says nothing about how the request fared unless it is told: see [`fared_well`](Self::fared_well) and
+/// [`fared_badly`](Self::fared_badly), which feed the adaptive limit of the lane.
+#[must_use = "dropping a lease gives the item back"]
+pub struct Lease<T> {
+    /// `None` only once the item has been taken out.
+    item: Option<T>,
+    charge: Charge<T>,
+}
+
+impl<T> Lease<T> {
+    pub(super) const fn new(handoff: Handoff<T>, lane: Lane, item: T) -> Self {
+        Self { item: Some(item), charge: Charge { handoff: Some(handoff), lane, fared: Fared::Unknown } }
+    }
+
+    /// The lane it is charged to.
+    pub const fn lane(&self) -> Lane {
+        self.charge.lane
+    }
+
+    /// The request was served within its time. The last word before the drop counts.
+    pub const fn fared_well(&mut self) {
+        self.charge.fared = Fared::Well;
+    }
+
+    /// The request was lost to overload.
+    pub const fn fared_badly(&mut self, at: Instant) {
+        self.charge.fared = Fared::Badly { at };
+    }
+
+    /// Takes the item away for good and frees its permit.
+    pub fn discard(mut self) -> Option<T> {
+        self.item.take()
+    }
+
+    /// Takes the item away, but keeps its permit charged until the [`Charge`] is dropped: for an item that is
+    /// given up on but still weighs on the service, such as a connection whose far end may still be busy.
+    pub fn detach(mut self) -> (Option<T>, Charge<T>) {
+        let item = self.item.take();
+        let Charge { handoff, lane, fared } = &mut self.charge;
+        let charge = Charge { handoff: handoff.take(), lane: *lane, fared: *fared };
+        (item, charge)
+    }
+}
+
+impl<T> Drop for Lease<T> {
+    fn drop(&mut self) {
+        if let Some(item) = self.item.take() {
+            self.charge.settle(Some(item));
+        }
+    }
+}
+
+impl<T> Deref for Lease<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        self.item.as_ref().unwrap_or_else(|| unreachable!("taking the item consumes the lease"))
+    }
+}
+
+impl<T> DerefMut for Lease<T> {
+    fn deref_mut(&mut self) -> &mut T {
+        self.item.as_mut().unwrap_or_else(|| unreachable!("taking the item consumes the lease"))
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Lease<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease").field("item", &self.item).field("lane", &self.charge.lane).finish()
+    }
+}
+
+/// A permit without its item, still counted against its lane. Dropping it frees the permit.
+#[must_use = "dropping a charge frees its permit"]
+pub struct Charge<T> {
+    /// `None` once the permit has been given back or passed on.
+    handoff: Option<Handoff<T>>,
+    lane: Lane,
+    fared: Fared,
+}
+
+impl<T> Charge<T> {
+    fn settle(&mut self, item: Option<T>) {
+        if let Some(handoff) = self.handoff.take() {
+            handoff.give_back(self.lane, item, self.fared);
+        }
+    }
+}
+
+impl<T> Drop for Charge<T> {
+    fn drop(&mut self) {
+        self.settle(None);
+    }
+}
+
+impl<T> fmt::Debug for Charge<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Charge").field("lane", &self.lane).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,281 @@
+//! Claims of the hand-over: nothing is lost, nobody is forgotten, whatever is dropped when.
+
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+
+use std::future::Future;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use proptest::prelude::*;
+use tidegate_layers::shed::{
+    Ask, Checkout, Handoff, LaneConfig, Lease, Overloaded, Priority, QueueConfig, Reason,
+};
+use tokio::time::{Instant, advance};
+
+const READ: usize = 0;
+const WRITE: usize = 1;
+
+fn lane(ceiling: usize) -> LaneConfig {
+    LaneConfig { ceiling, queue: QueueConfig::default() }
+}
+
+fn stocked(ceilings: &[usize], items: u32) -> Handoff<u32> {
+    let handoff = Handoff::new(ceilings.iter().map(|ceiling| lane(*ceiling)));
+    for item in 0..items {
+        handoff.put(item);
+    }
+    handoff
+}
+
+fn poll(checkout: &mut Checkout<u32>) -> Poll<Result<Lease<u32>, Overloaded>> {
+    Pin::new(checkout).poll(&mut Context::from_waker(Waker::noop()))
+}
+
+fn take(handoff: &Handoff<u32>, lane: usize) -> Lease<u32> {
+    handoff.try_checkout(lane, &Ask::default()).unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_returned_item_goes_to_the_waiter_and_not_to_a_newcomer() {
+    // Between wake and poll a newcomer could take it; the beaten waiter would queue again, for ever under load.
+    let handoff = stocked(&[2], 1);
+    let lease = take(&handoff, READ);
+    let mut waiter = handoff.checkout(READ, Ask::default());
+    assert!(poll(&mut waiter).is_pending());
+
+    drop(lease);
+
+    assert_eq!(handoff.try_checkout(READ, &Ask::default()).unwrap_err().reason, Reason::Limit);
+    assert!(matches!(poll(&mut waiter), Poll::Ready(Ok(lease)) if *lease == 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_dropped_after_the_hand_over_passes_the_item_on() {
+    // The item would be in nobody's hands: lost, with its permit.
+    let handoff = stocked(&[1], 1);
+    let lease = take(&handoff, READ);
+    let mut first = handoff.checkout(READ, Ask::default());
+    let mut second = handoff.checkout(READ, Ask::default());
+    assert!(poll(&mut first).is_pending() && poll(&mut second).is_pending());
+
+    drop(lease);
+    drop(first);
+
+    assert!(poll(&mut second).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiter_dropped_before_the_hand_over_leaves_at_once() {
+    // A dead waiter at the head would swallow the next item.
+    let handoff = stocked(&[1], 1);
+    let lease = take(&handoff, READ);
+    let mut waiter = handoff.checkout(READ, Ask::default());
+    assert!(poll(&mut waiter).is_pending());
+
+    drop(waiter);
+
+    assert_eq!(handoff.stats(READ).unwrap().waiting, 0);
+    drop(lease);
+    assert_eq!(handoff.idle(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stuck_lane_cannot_take_the_items_of_another() {
+    // One limit for both would let three stuck writes leave nothing to read with.
+    let handoff = stocked(&[4, 3], 4);
+    let stuck = [(); 3].map(|()| take(&handoff, WRITE));
+    let mut write = handoff.checkout(WRITE, Ask::default());
+
+    assert!(poll(&mut write).is_pending());
+    let read = take(&handoff, READ);
+    drop(read);
+    assert!(poll(&mut write).is_pending(), "an idle item must not lift the ceiling of a lane");
+    drop(stuck);
+    assert!(poll(&mut write).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_given_up_on_stays_charged_until_it_is_known_to_be_gone() {
+    // Freed at once, each abandoned connection would be replaced, and the service would hold more than agreed.
+    let handoff = stocked(&[2, 1], 2);
+    let (item, charge) = take(&handoff, WRITE).detach();
+    assert!(item.is_some());
+    assert_eq!(handoff.try_checkout(WRITE, &Ask::default()).unwrap_err().reason, Reason::Limit);
+
+    drop(charge);
+
+    assert_eq!(handoff.stats(WRITE).unwrap().in_flight, 0);
+    assert_eq!(handoff.idle(), 1, "the item itself must not come back");
+    drop(take(&handoff, WRITE));
+}
+
+#[tokio::test(start_paused = true)]
+async fn it_says_how_many_items_it_could_use_and_hands_over_those_that_come() {
+    // Too few and waiters wait for ever; too many and a burst opens connections that nobody uses.
+    let handoff = stocked(&[3], 0);
+    let mut waiters: Vec<_> = (0..5).map(|_| handoff.checkout(READ, Ask::default())).collect();
+    for waiter in &mut waiters {
+        assert!(poll(waiter).is_pending());
+    }
+    assert_eq!(handoff.wanted(), 3);
+
+    handoff.put(7);
+
+    assert_eq!(handoff.wanted(), 2);
+    assert!(matches!(poll(&mut waiters[0]), Poll::Ready(Ok(lease)) if *lease == 7));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_wakes_those_it_refuses() {
+    // Refused without a wake-up, a task would sleep on although its answer is there.
+    let handoff = stocked(&[1], 0);
+    let waiting = tokio::spawn(handoff.checkout(READ, Ask::default()));
+    tokio::task::yield_now().await;
+    advance(Duration::from_secs(1)).await;
+
+    handoff.sweep(Instant::now());
+
+    assert_eq!(waiting.await.unwrap().unwrap_err().reason, Reason::QueueTimeout);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_ramp_bounds_what_is_in_flight_and_lifting_it_serves_who_waits() {
+    // A limit that grows without serving anybody leaves waiters until the next return.
+    let handoff = stocked(&[4], 4);
+    handoff.set_ramp(READ, Some(1));
+    let _first = take(&handoff, READ);
+    let mut second = handoff.checkout(READ, Ask::default());
+    assert!(poll(&mut second).is_pending());
+
+    handoff.set_ramp(READ, None);
+
+    assert!(poll(&mut second).is_ready());
+}
+
+#[derive(Debug, Clone)]
+enum Step {
+    Ask { lane: usize, priority: usize, budget_ms: u64 },
+    Poll(usize),
+    Abandon(usize),
+    Return(usize),
+    Discard(usize),
+    Detach(usize),
+    Put,
+    Ramp { lane: usize, ramp: Option<usize> },
+    Pass(u64),
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let index = 0..32_usize;
+    prop_oneof![
+        6 => (0..2_usize, 0..4_usize, 1..2000_u64)
+            .prop_map(|(lane, priority, budget_ms)| Step::Ask { lane, priority, budget_ms }),
+        3 => index.clone().prop_map(Step::Poll),
+        2 => index.clone().prop_map(Step::Abandon),
+        5 => index.clone().prop_map(Step::Return),
+        1 => index.clone().prop_map(Step::Discard),
+        1 => index.prop_map(Step::Detach),
+        2 => Just(Step::Put),
+        1 => (0..2_usize, proptest::option::of(1..6_usize)).prop_map(|(lane, ramp)| Step::Ramp { lane, ramp }),
+        3 => (1..300_u64).prop_map(Step::Pass),
+    ]
+}
+
+/// What a test knows beside the [`Handoff`] itself.
+struct Model {
+    handoff: Handoff<u32>,
+    waiting: Vec<(Instant, usize, Checkout<u32>)>,
+    leases: Vec<Lease<u32>>,
+    charges: Vec<tidegate_layers::shed::Charge<u32>>,
+    items: usize,
+}
+
+impl Model {
+    async fn apply(&mut self, step: Step) {
+        match step {
+            Step::Ask { lane, priority, budget_ms } => {
+                let due = Instant::now() + Duration::from_millis(budget_ms);
+                let ask = Ask { priority: Priority::ALL[priority], deadline: Some(due) };
+                let mut checkout = self.handoff.checkout(lane, ask);
+                let bound = due.min(Instant::now() + Duration::from_secs(1));
+                match poll(&mut checkout) {
+                    Poll::Ready(result) => self.leases.extend(result),
+                    Poll::Pending => self.waiting.push((bound, lane, checkout)),
+                }
+            }
+            Step::Poll(i) if i < self.waiting.len() => self.collect(i),
+            Step::Abandon(i) if i < self.waiting.len() => drop(self.waiting.swap_remove(i)),
+            Step::Return(i) if i < self.leases.len() => drop(self.leases.swap_remove(i)),
+            Step::Discard(i) if i < self.leases.len() => {
+                self.leases.swap_remove(i).discard();
+                self.items -= 1;
+            }
+            Step::Detach(i) if i < self.leases.len() => {
+                self.charges.push(self.leases.swap_remove(i).detach().1);
+                self.items -= 1;
+            }
+            Step::Put => {
+                self.handoff.put(0);
+                self.items += 1;
+            }
+            Step::Ramp { lane, ramp } => self.handoff.set_ramp(lane, ramp),
+            Step::Pass(ms) => {
+                advance(Duration::from_millis(ms)).await;
+                self.handoff.sweep(Instant::now());
+            }
+            Step::Poll(_) | Step::Abandon(_) | Step::Return(_) | Step::Discard(_) | Step::Detach(_) => {}
+        }
+    }
+
+    fn collect(&mut self, i: usize) {
+        if let Poll::Ready(result) = poll(&mut self.waiting[i].2) {
+            drop(self.waiting.swap_remove(i));
+            self.leases.extend(result);
+        }
+    }
+
+    /// Lets every waiter take its answer, then compares.
+    fn check(&mut self) {
+        for i in (0..self.waiting.len()).rev() {
+            self.collect(i);
+        }
+        let now = Instant::now();
+        assert!(self.waiting.iter().all(|(bound, ..)| *bound > now), "a waiter outstayed its bound");
+        assert_eq!(self.handoff.idle() + self.leases.len(), self.items, "an item was lost or made up");
+        let stats = [READ, WRITE].map(|lane| self.handoff.stats(lane).unwrap());
+        let in_flight: usize = stats.iter().map(|stats| stats.in_flight).sum();
+        assert_eq!(in_flight, self.leases.len() + self.charges.len(), "a permit was lost or made up");
+        for (lane, ceiling) in [(READ, 6), (WRITE, 3)] {
+            assert!(stats[lane].in_flight <= ceiling, "a ceiling was exceeded");
+            assert!(stats[lane].waiting <= 8, "a queue outgrew its bound");
+            let known = self.waiting.iter().filter(|(_, waits_in, _)| *waits_in == lane).count();
+            assert_eq!(stats[lane].waiting, known, "a waiter was forgotten");
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn nothing_is_lost_and_bounds_hold_whatever_happens(steps in proptest::collection::vec(step(), 1..150)) {
+        // Each assertion of `check` names what would be broken.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build()?;
+        runtime.block_on(async {
+            let queue = QueueConfig { queue_max: 8, ..QueueConfig::default() };
+            let lanes = [LaneConfig { ceiling: 6, queue }, LaneConfig { ceiling: 3, queue }];
+            let handoff = Handoff::new(lanes);
+            let (waiting, leases, charges) = (Vec::new(), Vec::new(), Vec::new());
+            let mut model = Model { handoff, waiting, leases, charges, items: 0 };
+            for step in steps {
+                model.apply(step).await;
+                model.check();
+            }
+            // Nobody starves: once all bounds have passed, one sweep answers everybody.
+            advance(Duration::from_secs(2)).await;
+            model.handoff.sweep(Instant::now());
+            model.check();
+            assert!(model.waiting.is_empty(), "a waiter starves");
+        });
+    }
+}

@@ -1,0 +1,153 @@
+//! `CancelRequest`: on a connection of its own, read to its end, under a deadline.
+//!
+//! A cancel names a backend, not a statement. Whoever sends one holds a [`CancelInFlight`] for as long as it
+//! may still hit; a backend with one in flight is never given to another session.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use thiserror::Error;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::{Notify, Semaphore};
+
+use super::connect::encrypt;
+use crate::io::{Socket, Stream};
+use crate::tls::ClientTls;
+use crate::wire::startup;
+
+/// Connecting, TLS, sending and waiting for the end of the stream, together.
+pub const CANCEL_DEADLINE: Duration = Duration::from_millis(500);
+
+/// Cancels to all servers at the same time. They must not need what the stuck traffic holds.
+static BULKHEAD: Semaphore = Semaphore::const_new(4);
+
+/// Where a backend is, for a second connection to the very same server.
+#[derive(Debug, Clone)]
+pub enum Peer {
+    /// The address that the first connection reached (names are not resolved again).
+    Tcp(SocketAddr),
+    /// Path of the unix socket.
+    Unix(PathBuf),
+}
+
+/// What it takes to cancel what a backend runs.
+#[derive(Debug)]
+pub struct CancelTarget {
+    /// The server.
+    pub peer: Peer,
+    /// TLS, when the backend's own connection has it, and the host name to verify.
+    pub tls: Option<(Arc<ClientTls>, String)>,
+    /// Process id at the server.
+    pub process_id: u32,
+    /// The secret that goes with it.
+    pub secret: Vec<u8>,
+    in_flight: AtomicU32,
+    landed: Notify,
+}
+
+/// Why a cancel may not have arrived.
+#[derive(Debug, Error)]
+pub enum CancelError {
+    /// It took longer than [`CANCEL_DEADLINE`].
+    #[error("cancel request timed out")]
+    Timeout,
+    /// The connection failed.
+    #[error("cancel request failed")]
+    Io(#[from] io::Error),
+    /// TLS failed.
+    #[error("cancel request failed in TLS")]
+    Tls,
+}
+
+impl CancelTarget {
+    /// For a backend that has just logged in.
+    pub fn new(
+        peer: Peer,
+        tls: Option<(Arc<ClientTls>, String)>,
+        process_id: u32,
+        secret: Vec<u8>,
+    ) -> Self {
+        Self { peer, tls, process_id, secret, in_flight: AtomicU32::new(0), landed: Notify::new() }
+    }
+
+    /// Whether a cancel may still hit this backend.
+    #[inline]
+    pub fn is_threatened(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) > 0
+    }
+
+    /// Waits until no cancel is in flight.
+    pub async fn settled(&self) {
+        loop {
+            let landed = self.landed.notified();
+            if !self.is_threatened() {
+                return;
+            }
+            landed.await;
+        }
+    }
+
+    /// Announces a cancel. To be called while the backend certainly serves the session that asks.
+    pub fn announce(self: &Arc<Self>) -> CancelInFlight {
+        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        CancelInFlight(Arc::clone(self))
+    }
+}
+
+/// A cancel that may still hit its backend; the threat ends when this is dropped.
+#[must_use]
+#[derive(Debug)]
+pub struct CancelInFlight(Arc<CancelTarget>);
+
+impl Drop for CancelInFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::AcqRel);
+        self.0.landed.notify_waiters();
+    }
+}
+
+impl CancelInFlight {
+    /// Sends the cancel and waits until the server closes the connection, which it does after the signal is
+    /// sent: `libpq` waits for the same reason (`fe-cancel.c`).
+    ///
+    /// # Cancel safety
+    /// Dropping it ends the wait; the cancel may or may not arrive.
+    pub async fn send(self) -> Result<(), CancelError> {
+        match tokio::time::timeout(CANCEL_DEADLINE, self.send_unbounded()).await {
+            Ok(sent) => sent,
+            Err(_) => Err(CancelError::Timeout),
+        }
+    }
+
+    async fn send_unbounded(&self) -> Result<(), CancelError> {
+        let _place = BULKHEAD.acquire().await.map_err(io::Error::other)?;
+        let target = &*self.0;
+        let socket = match &target.peer {
+            Peer::Tcp(address) => Socket::Tcp(TcpStream::connect(address).await?),
+            Peer::Unix(path) => Socket::Unix(UnixStream::connect(path).await?),
+        };
+        let mut stream = match &target.tls {
+            None => Stream::Plain(socket),
+            Some((tls, host)) => {
+                let mut socket = socket;
+                socket.write_all(&startup::ssl_request()).await?;
+                if socket.read_u8().await? != b'S' {
+                    return Err(CancelError::Tls);
+                }
+                encrypt(socket, tls, host).await.map_err(|_| CancelError::Tls)?
+            }
+        };
+        stream.write_all(&startup::cancel_request(target.process_id, &target.secret)).await?;
+        let mut end = crate::io::Buffer::lend();
+        // The server sends nothing; an error is an end as well.
+        while matches!(stream.fill(&mut end).await, Ok(1..)) {
+            end.consume(end.unread().len());
+        }
+        Ok(())
+    }
+}

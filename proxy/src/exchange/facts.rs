@@ -1,0 +1,130 @@
+//! What a statement's text tells about its effects, in a form that can be kept with a prepared statement.
+
+use crate::sql::{self, Effect, PinReason, PlainStrings, Scope, StatementKind, Verdict};
+
+/// What running a text may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// The lane that it needs by itself.
+    pub lane: Need,
+    /// The kind of its first statement.
+    pub first: StatementKind,
+    /// How many statements it has.
+    pub statements: u32,
+    /// Whether it may make a transaction durable by its own words.
+    pub commits: bool,
+    /// What it may change beyond the transaction, in the order of the text.
+    pub changes: Box<[Change]>,
+}
+
+/// What a text asks of the transaction it runs in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Need {
+    /// Nothing: transaction control and the like.
+    Neutral,
+    /// To read.
+    Read,
+    /// To write, or nobody knows.
+    Write,
+}
+
+/// A change of session state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change {
+    /// A setting may have another value afterwards.
+    Set(Box<str>),
+    /// A setting goes back to its value at login.
+    Reset(Box<str>),
+    /// All settings go back.
+    ResetAll,
+    /// Everything goes back (`DISCARD ALL`).
+    DiscardAll,
+    /// All prepared statements go.
+    DeallocateAll,
+    /// One prepared statement goes.
+    Deallocate(Box<[u8]>),
+    /// State comes into being that cannot move to another backend.
+    Pin(PinReason),
+    /// That state goes.
+    Unpin(PinReason),
+}
+
+impl Default for Facts {
+    /// What must be assumed of a text that cannot be read.
+    fn default() -> Self {
+        Self {
+            lane: Need::Write,
+            first: StatementKind::Other,
+            statements: 1,
+            commits: true,
+            changes: Box::new([Change::Pin(PinReason::Untracked)]),
+        }
+    }
+}
+
+impl Facts {
+    /// Analyses a text. Allocates only when the text changes session state.
+    pub fn of(text: &[u8]) -> Self {
+        let analysis = sql::analyze(text, PlainStrings::Standard);
+        let lane = match &analysis.verdict {
+            Verdict::Neutral => Need::Neutral,
+            Verdict::Read => Need::Read,
+            Verdict::Depends(_) | Verdict::Write => Need::Write,
+        };
+        Self {
+            lane,
+            first: analysis.first,
+            statements: analysis.statements,
+            commits: analysis.transaction.commits + analysis.transaction.prepares > 0,
+            changes: analysis.effects.iter().filter_map(Change::of).collect(),
+        }
+    }
+
+    /// Whether it ends a failed transaction (`IsTransactionExitStmt` in `src/backend/tcop/postgres.c`).
+    pub fn ends_failed_transaction(&self) -> bool {
+        matches!(
+            self.first,
+            StatementKind::Commit | StatementKind::Rollback | StatementKind::PrepareTransaction
+        )
+    }
+
+    /// The only prepared statement that it deallocates, when it does nothing else.
+    pub fn sole_deallocate(&self) -> Option<&[u8]> {
+        match (self.statements, &*self.changes) {
+            (1, [Change::Deallocate(name)]) => Some(name),
+            _ => None,
+        }
+    }
+}
+
+impl Change {
+    fn of(effect: &Effect<'_>) -> Option<Self> {
+        let known = |name: &[u8], change: fn(Box<str>) -> Self| match std::str::from_utf8(name) {
+            Ok(name) if is_transaction_local(name) => None,
+            Ok(name) => Some(change(name.to_ascii_lowercase().into())),
+            Err(_) => Some(Self::Pin(PinReason::Untracked)),
+        };
+        match effect {
+            Effect::SetParameter { scope: Scope::Transaction, .. }
+            | Effect::SetConfigCall { scope: Some(Scope::Transaction), .. }
+            | Effect::Show { .. }
+            | Effect::DiscardOther => None,
+            Effect::SetParameter { name, scope: Scope::Session, .. }
+            | Effect::SetConfigCall { name: Some(name), .. } => known(name.as_bytes(), Self::Set),
+            Effect::SetConfigCall { name: None, .. } => Some(Self::Pin(PinReason::Untracked)),
+            Effect::ResetParameter { name } => known(name.as_bytes(), Self::Reset),
+            Effect::ResetAll => Some(Self::ResetAll),
+            Effect::DiscardAll => Some(Self::DiscardAll),
+            Effect::DeallocateAll => Some(Self::DeallocateAll),
+            Effect::Deallocate { name } => Some(Self::Deallocate(name.as_bytes().into())),
+            Effect::Pin(reason) => Some(Self::Pin(*reason)),
+            Effect::Unpin(reason) => Some(Self::Unpin(*reason)),
+        }
+    }
+}
+
+/// Settings that PostgreSQL itself forgets at the end of the transaction, or that have no value to read.
+fn is_transaction_local(name: &str) -> bool {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    is("transaction_isolation") || is("transaction_read_only") || is("transaction_deferrable") || is("seed")
+}

@@ -1,0 +1,157 @@
+//! What is owed to the application: one entry per message that it sent and that gets an answer.
+//!
+//! Answers come in the order of the messages, so the front of the ledger tells what the server's next
+//! message belongs to. Entries that we answer ourselves wait in line like the others.
+
+use std::collections::VecDeque;
+
+use crate::backend::StatementId;
+
+/// One owed answer.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Owed {
+    /// A simple query: everything up to `ReadyForQuery`.
+    Query,
+    /// A fast-path call: result and `ReadyForQuery`.
+    FunctionCall,
+    /// `ReadyForQuery` of a Sync.
+    Sync,
+    /// `ParseComplete` of a statement of the application.
+    Parse(Parsed),
+    /// `ParseComplete` of a statement that the backend has already: ours to give.
+    ParseKnown(Parsed),
+    /// `ParseComplete` of a Parse that we put in: not for the application.
+    InjectedParse(Option<StatementId>),
+    /// `BindComplete`, and the statement that is bound.
+    Bind(Option<StatementId>),
+    /// What a Describe of a statement or portal brings.
+    Describe(Option<StatementId>),
+    /// Rows and the end of an Execute.
+    Execute,
+    /// `CloseComplete`.
+    Close,
+    /// `CloseComplete` of a Close that we put in: not for the application.
+    InjectedClose(StatementId),
+    /// An answer that is all ours.
+    Local(Box<[u8]>),
+    /// As `Local`, with a `ReadyForQuery` behind it.
+    LocalQuery(Box<[u8]>),
+    /// No answer: marks where the application ended a COPY.
+    CopyEnd,
+}
+
+/// A Parse of the application.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Parsed {
+    /// The unnamed statement.
+    Unnamed,
+    /// A statement with a name, and what backends call it.
+    Named(Box<[u8]>, StatementId),
+}
+
+/// More owed answers than this, and nothing more is read from the application until some have come.
+/// PostgreSQL sends when 8 KiB of answers (`PQ_SEND_BUFFER_SIZE`) are ready, long before.
+const LIMIT: usize = 16 * 1024;
+
+/// Capacity that an idle session may keep.
+const KEPT_CAPACITY: usize = 32;
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub struct Ledger(VecDeque<Owed>);
+
+impl Ledger {
+    /// Notes an answer that is owed behind all others.
+    #[inline]
+    pub fn owe(&mut self, owed: Owed) {
+        self.0.push_back(owed);
+    }
+
+    /// What the next answer is for.
+    #[inline]
+    pub fn front(&self) -> Option<&Owed> {
+        self.0.front()
+    }
+
+    /// The front answer was given.
+    #[inline]
+    pub fn settle(&mut self) -> Option<Owed> {
+        self.0.pop_front()
+    }
+
+    /// Whether nothing is owed.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Whether to stop taking messages.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.0.len() >= LIMIT
+    }
+
+    /// How many `ReadyForQuery` of the server are owed.
+    pub fn ready_owed(&self) -> usize {
+        self.0.iter().filter(|owed| matches!(owed, Owed::Query | Owed::FunctionCall | Owed::Sync)).count()
+    }
+
+    /// Whether the last message leaves the server waiting for a Sync.
+    pub fn wants_sync(&self) -> bool {
+        let last = self.0.iter().rev().find(|owed| !matches!(owed, Owed::CopyEnd));
+        !matches!(last, None | Some(Owed::Query | Owed::FunctionCall | Owed::Sync | Owed::LocalQuery(_)))
+    }
+
+    /// The server started to take COPY data for the message at the front: every Sync that it was sent before
+    /// the end of that data is ignored ("COPY Operations" in the protocol's documentation).
+    pub fn copy_in_started(&mut self) {
+        let end = self.0.iter().position(|owed| *owed == Owed::CopyEnd).unwrap_or(self.0.len());
+        let mut index = 0;
+        self.0.retain(|owed| {
+            index += 1;
+            index > end || *owed != Owed::Sync
+        });
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// Gives memory back that a quiet session does not need.
+    pub fn shrink(&mut self) {
+        if self.0.is_empty() && self.0.capacity() > KEPT_CAPACITY {
+            self.0 = VecDeque::new();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sync_before_the_end_of_copy_data_is_not_answered() {
+        // libpq sends Sync behind Execute before it knows that a COPY starts; counting it would make us wait
+        // for a ReadyForQuery that never comes.
+        let mut ledger = Ledger::default();
+        [Owed::Execute, Owed::Sync, Owed::CopyEnd, Owed::Sync].map(|owed| ledger.owe(owed));
+
+        ledger.copy_in_started();
+
+        assert_eq!(ledger.0, [Owed::Execute, Owed::CopyEnd, Owed::Sync]);
+        assert_eq!(ledger.ready_owed(), 1);
+    }
+
+    #[test]
+    fn pipeline_without_sync_is_noticed() {
+        // A backend drained without its Sync would never say that it is ready.
+        let mut ledger = Ledger::default();
+        assert!(!ledger.wants_sync());
+        ledger.owe(Owed::Sync);
+        ledger.owe(Owed::Bind(None));
+        assert!(ledger.wants_sync());
+        ledger.owe(Owed::Query);
+        assert!(!ledger.wants_sync());
+    }
+}

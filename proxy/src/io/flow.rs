@@ -1,0 +1,171 @@
+//! One direction of a session: bytes read, looked at, and not yet written.
+//!
+//! In the common case nothing is changed, and what was read is written from the very buffer it was read
+//! into. Only when something has to be inserted, replaced or left out does the flow fall back to a second
+//! buffer. A flow never holds more than one lent buffer plus what one pass over it can produce.
+
+use std::io;
+use std::task::{Context, Poll};
+
+use super::{Buffer, Stream};
+
+/// A pass stops rebuilding beyond this many bytes until they are written.
+const REBUILT_LIMIT: usize = 64 * 1024;
+
+/// Rebuilt bytes and verbatim bytes are joined to one write up to this many verbatim bytes.
+const JOIN_LIMIT: usize = 8 * 1024;
+
+/// Capacity that an idle session may keep.
+const KEPT_CAPACITY: usize = 2 * 1024;
+
+/// See the module documentation.
+#[derive(Debug, Default)]
+pub struct Flow {
+    /// What was read: first `passed` bytes to write as they are, then bytes not looked at.
+    pub input: Option<Buffer>,
+    passed: usize,
+    /// Bytes to write before the passed ones.
+    rebuilt: Vec<u8>,
+    written: usize,
+    /// Unseen bytes that the next pass needs in one piece.
+    wanted: usize,
+}
+
+impl Flow {
+    /// Bytes that were read and not looked at.
+    #[inline]
+    pub fn unseen(&self) -> &[u8] {
+        self.input.as_ref().and_then(|input| input.unread().get(self.passed..)).unwrap_or_default()
+    }
+
+    /// Makes room for `len` unseen bytes in one piece before the next fill. The caller bounds `len`.
+    pub fn want(&mut self, len: usize) {
+        self.wanted = len;
+    }
+
+    /// Reads more unseen bytes. Ready(0) is the end of the stream.
+    #[inline]
+    pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<usize>> {
+        if self.wanted > 0 {
+            if let Some(input) = &mut self.input {
+                input.reserve(self.passed + self.wanted);
+            }
+            self.wanted = 0;
+        }
+        from.poll_fill_lent(cx, &mut self.input)
+    }
+
+    /// Lets the next `n` unseen bytes through as they are.
+    #[inline]
+    pub fn pass(&mut self, n: usize) {
+        self.passed += n;
+    }
+
+    /// Leaves the next `n` unseen bytes out.
+    pub fn skip(&mut self, n: usize) {
+        self.join();
+        if let Some(input) = &mut self.input {
+            input.consume(n);
+        }
+    }
+
+    /// Inserts what `put` appends in front of the unseen bytes.
+    pub fn insert(&mut self, put: impl FnOnce(&mut Vec<u8>)) {
+        self.join();
+        put(&mut self.rebuilt);
+    }
+
+    /// Inserts bytes made from the next `n` unseen bytes, which are left out themselves.
+    pub fn replace(&mut self, n: usize, put: impl FnOnce(&mut Vec<u8>, &[u8])) {
+        self.join();
+        if let Some(input) = &mut self.input {
+            put(&mut self.rebuilt, input.unread().get(..n).unwrap_or_default());
+            input.consume(n);
+        }
+    }
+
+    /// Turns passed bytes into rebuilt ones, so that what comes next stays behind them.
+    #[inline]
+    fn join(&mut self) {
+        if self.passed > 0
+            && let Some(input) = &mut self.input
+        {
+            self.rebuilt.extend_from_slice(input.unread().get(..self.passed).unwrap_or_default());
+            input.consume(self.passed);
+            self.passed = 0;
+        }
+    }
+
+    /// Whether there are bytes to write.
+    #[inline]
+    pub fn is_pending(&self) -> bool {
+        self.passed > 0 || self.written < self.rebuilt.len()
+    }
+
+    /// Whether a pass should stop here until bytes are written.
+    #[inline]
+    pub fn is_full(&self) -> bool {
+        self.rebuilt.len() - self.written > REBUILT_LIMIT
+    }
+
+    /// Whether nothing is held at all.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.input.is_none() && !self.is_pending()
+    }
+
+    /// Writes what is to be written. Ready when nothing is left.
+    #[inline]
+    pub fn poll_write_to(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
+        if self.written < self.rebuilt.len() {
+            if self.passed <= JOIN_LIMIT {
+                self.join();
+            }
+            while let Some(rest) = self.rebuilt.get(self.written..)
+                && !rest.is_empty()
+            {
+                match to.poll_write(cx, rest) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(n)) => self.written += n,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            self.rebuilt.clear();
+            self.written = 0;
+        }
+        if let Some(input) = &mut self.input {
+            while self.passed > 0 {
+                let bytes = input.unread().get(..self.passed).unwrap_or_default();
+                match to.poll_write(cx, bytes) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Poll::Ready(Ok(n)) => {
+                        input.consume(n);
+                        self.passed -= n;
+                    }
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending => return Poll::Pending,
+                }
+            }
+            if input.is_empty() {
+                self.input = None;
+            }
+        }
+        to.poll_flush(cx)
+    }
+
+    /// Forgets everything, whether written or not.
+    pub fn clear(&mut self) {
+        *self = Self::default();
+    }
+
+    /// Gives memory back that a quiet session does not need.
+    pub fn shrink(&mut self) {
+        if self.rebuilt.is_empty() && self.rebuilt.capacity() > KEPT_CAPACITY {
+            self.rebuilt = Vec::new();
+        }
+        if self.input.as_ref().is_some_and(Buffer::is_empty) {
+            self.input = None;
+        }
+    }
+}

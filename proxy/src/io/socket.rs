@@ -1,0 +1,113 @@
+//! A connected TCP or unix socket.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpStream, UnixStream};
+
+/// A connected socket, registered with the runtime of the thread that polls it.
+#[derive(Debug)]
+pub enum Socket {
+    /// TCP.
+    Tcp(TcpStream),
+    /// Unix domain.
+    Unix(UnixStream),
+    /// On its way to another runtime (see [`Socket::rehome`]); all I/O fails.
+    Detached,
+}
+
+/// How soon a dead peer is noticed.
+#[derive(Debug, Clone, Copy)]
+pub struct Keepalive {
+    /// Silence before the first keepalive packet.
+    pub idle: Duration,
+    /// Between keepalive packets.
+    pub interval: Duration,
+    /// Unanswered packets until the connection is dead.
+    pub count: u32,
+    /// Longest time that sent data may stay unacknowledged.
+    pub user_timeout: Duration,
+}
+
+impl Socket {
+    /// Sets what every socket of ours has: no Nagle delay, and keepalive. Unix sockets need neither.
+    pub fn configure(&self, keepalive: &Keepalive) -> io::Result<()> {
+        let Self::Tcp(stream) = self else { return Ok(()) };
+        stream.set_nodelay(true)?;
+        let socket = SockRef::from(stream);
+        let settings = TcpKeepalive::new()
+            .with_time(keepalive.idle)
+            .with_interval(keepalive.interval)
+            .with_retries(keepalive.count);
+        socket.set_tcp_keepalive(&settings)?;
+        socket.set_tcp_user_timeout(Some(keepalive.user_timeout))
+    }
+
+    /// Makes the coming close send RST and discard what is still queued: bytes that a peer has not
+    /// received by then are never executed.
+    pub fn reset_on_close(&self) {
+        if let Self::Tcp(stream) = self {
+            // Fails only on a socket that is already gone.
+            let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+        }
+    }
+
+    /// Moves the registration to the runtime of the calling thread.
+    ///
+    /// # Errors
+    /// When the socket cannot be registered; it is closed then.
+    pub fn rehome(&mut self) -> io::Result<()> {
+        *self = match std::mem::replace(self, Self::Detached) {
+            Self::Tcp(stream) => Self::Tcp(TcpStream::from_std(stream.into_std()?)?),
+            Self::Unix(stream) => Self::Unix(UnixStream::from_std(stream.into_std()?)?),
+            Self::Detached => Self::Detached,
+        };
+        Ok(())
+    }
+}
+
+fn detached() -> io::Error {
+    io::Error::new(io::ErrorKind::NotConnected, "socket is between two runtimes")
+}
+
+impl AsyncRead for Socket {
+    #[inline]
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),
+            Self::Detached => Poll::Ready(Err(detached())),
+        }
+    }
+}
+
+impl AsyncWrite for Socket {
+    #[inline]
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Unix(stream) => Pin::new(stream).poll_write(cx, buf),
+            Self::Detached => Poll::Ready(Err(detached())),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
+            Self::Detached => Poll::Ready(Ok(())),
+        }
+    }
+}

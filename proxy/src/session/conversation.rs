@@ -1,0 +1,164 @@
+//! The protocol position of one session with regard to the backend that it holds.
+//!
+//! Two scans share it: `outbound` looks at what the application sends, `inbound` at what the server answers.
+
+use std::sync::Arc;
+
+use super::names::Names;
+use super::notes::{Notes, Pins};
+use crate::backend::{Backend, Settings};
+use crate::exchange::Ledger;
+use crate::wire::TransactionStatus;
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Conversation {
+    /// What is owed to the application.
+    pub ledger: Ledger,
+    /// As of the last `ReadyForQuery`.
+    pub status: TransactionStatus,
+    /// Prepared statements of the application.
+    pub names: Names,
+    /// What has to be looked after.
+    pub notes: Notes,
+    /// Why the backend must stay.
+    pub pins: Pins,
+    /// Settings that the session wants.
+    pub wanted: Arc<Settings>,
+    /// Settings of the session's startup packet: what RESET goes back to.
+    pub startup: Arc<Settings>,
+    /// Prepared statements that a backend may have.
+    pub prepared_limit: usize,
+    pub(super) outbound: Frame,
+    pub(super) inbound: Frame,
+    /// The server ignores everything until Sync.
+    pub(super) skipping: Skipping,
+    /// The server waits for COPY data.
+    pub(super) copy_in: bool,
+}
+
+/// Where a scan is in the current frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Frame {
+    /// Bytes of it that are still to come.
+    pub(super) left: usize,
+    /// What happens to them.
+    pub(super) fate: Fate,
+}
+
+/// What happens to the rest of a frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Fate {
+    #[default]
+    Pass,
+    Skip,
+}
+
+/// Whether the server ignores what it is sent, after an error in a pipeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Skipping {
+    No,
+    UntilSync,
+}
+
+/// Whether the backend's position is known well enough to talk to it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Position {
+    /// Nothing is owed, no frame is half sent or half received.
+    Quiet,
+    /// Answers are owed, but frames are whole as far as we sent them.
+    Owing,
+    /// A frame is half sent.
+    Torn,
+}
+
+impl Conversation {
+    /// Of a session that has just logged in.
+    pub fn new(session: u64, startup: Arc<Settings>, prepared_limit: usize) -> Self {
+        Self {
+            ledger: Ledger::default(),
+            status: TransactionStatus::Idle,
+            names: Names::of_session(session),
+            notes: Notes::default(),
+            pins: Pins::default(),
+            wanted: Arc::clone(&startup),
+            startup,
+            prepared_limit,
+            outbound: Frame::default(),
+            inbound: Frame::default(),
+            skipping: Skipping::No,
+            copy_in: false,
+        }
+    }
+
+    /// See [`Position`].
+    #[inline]
+    pub fn position(&self) -> Position {
+        if self.outbound.left > 0 {
+            Position::Torn
+        } else if self.ledger.is_empty() && self.skipping == Skipping::No && self.inbound.left == 0 {
+            Position::Quiet
+        } else {
+            Position::Owing
+        }
+    }
+
+    /// Whether the backend can go to another session now, as far as the protocol is concerned.
+    #[inline]
+    pub fn is_over(&self) -> bool {
+        self.status == TransactionStatus::Idle && self.position() == Position::Quiet
+    }
+
+    /// Whether bytes of a message were given to the application and the rest was not.
+    pub fn answer_is_torn(&self) -> bool {
+        self.inbound.left > 0 && self.inbound.fate == Fate::Pass
+    }
+
+    /// Whether the rest of the frame that the application is sending has to go somewhere.
+    pub fn request_is_torn(&self) -> bool {
+        self.outbound.left > 0
+    }
+
+    /// Whether the server waits for COPY data.
+    pub fn is_copying_in(&self) -> bool {
+        self.copy_in
+    }
+
+    /// Bytes of the server's current frame that are still to come.
+    pub fn inbound_left(&self) -> usize {
+        self.inbound.left
+    }
+
+    /// Whether the server still waits for a Sync that the application owes.
+    pub fn owes_sync(&self) -> bool {
+        self.skipping == Skipping::UntilSync || self.ledger.wants_sync()
+    }
+
+    /// The backend is gone: nothing that was owed by it comes any more. What the application has not sent
+    /// completely is dropped when it comes.
+    pub fn forget_backend(&mut self) {
+        self.ledger.clear();
+        self.outbound.fate = Fate::Skip;
+        self.inbound = Frame::default();
+        self.skipping = Skipping::No;
+        self.copy_in = false;
+        self.notes = Notes::default();
+        self.pins = Pins::default();
+    }
+
+    /// `DISCARD ALL` succeeded: the session is as after login.
+    pub(super) fn discarded_all(&mut self, backend: &mut Backend) {
+        backend.prepared.clear();
+        backend.unnamed = None;
+        backend.applied = Settings::none();
+        self.names.clear();
+        self.pins = Pins::default();
+        self.wanted = Arc::clone(&self.startup);
+    }
+
+    /// Gives memory back that a quiet session does not need.
+    pub fn shrink(&mut self) {
+        self.ledger.shrink();
+        self.names.shrink();
+    }
+}

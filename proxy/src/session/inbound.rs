@@ -1,0 +1,308 @@
+//! What the backend answers, on its way to the application.
+//!
+//! Bodies pass untouched and unread, but for the few that move the protocol position.
+
+use std::sync::Arc;
+
+use super::conversation::{Conversation, Fate, Frame, Skipping};
+use crate::backend::{Backend, StatementId};
+use crate::exchange::Owed;
+use crate::exchange::ledger::Parsed;
+use crate::io::Flow;
+use crate::wire::frame::HEADER_LEN;
+use crate::wire::{
+    ErrorFields, Header, Severity, TransactionStatus, WireError, backend as tag, error_fields,
+};
+
+/// Errors and parameters up to this length are read; longer ones pass unread.
+const READ_LIMIT: usize = 64 * 1024;
+
+/// Why an inbound scan stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Inbound {
+    /// More bytes of the server are needed.
+    More,
+    /// What is there has to be written first.
+    Blocked,
+    /// The server said that it closes the connection; its error was passed on.
+    Fatal,
+}
+
+/// What became of a frame.
+enum Step {
+    Pass,
+    Skip,
+    /// It was replaced or has to wait; the scan stops.
+    Stop(Inbound),
+}
+
+impl Conversation {
+    /// Looks at the unseen bytes of `flow`.
+    ///
+    /// # Errors
+    /// The server broke the protocol, or our idea of it is wrong: the backend must be closed.
+    pub fn scan_inbound(&mut self, flow: &mut Flow, backend: &mut Backend) -> Result<Inbound, WireError> {
+        loop {
+            if self.inbound.left > 0 {
+                let n = self.inbound.left.min(flow.unseen().len());
+                match self.inbound.fate {
+                    Fate::Pass => flow.pass(n),
+                    Fate::Skip => flow.skip(n),
+                }
+                self.inbound.left -= n;
+                if self.inbound.left > 0 {
+                    return Ok(Inbound::More);
+                }
+            }
+            self.give_local_answers(flow);
+            if flow.is_full() {
+                return Ok(Inbound::Blocked);
+            }
+            let Some(header) = Header::read(flow.unseen())? else { return Ok(Inbound::More) };
+            let fate = match self.inbound_frame(header, flow, backend)? {
+                Step::Pass => Fate::Pass,
+                Step::Skip => Fate::Skip,
+                Step::Stop(why) => return Ok(why),
+            };
+            self.inbound = Frame { left: header.frame_len, fate };
+        }
+    }
+
+    /// Gives the answers at the front of the ledger that are ours to give.
+    #[inline]
+    pub fn give_local_answers(&mut self, flow: &mut Flow) {
+        while let Some(Owed::ParseKnown(_) | Owed::Local(_) | Owed::LocalQuery(_) | Owed::CopyEnd) =
+            self.ledger.front()
+        {
+            match self.ledger.settle() {
+                Some(Owed::ParseKnown(_)) => {
+                    flow.insert(|out| out.extend_from_slice(&tag::PARSE_COMPLETE_FRAME));
+                }
+                Some(Owed::Local(answer)) => flow.insert(|out| out.extend_from_slice(&answer)),
+                Some(Owed::LocalQuery(answer)) => flow.insert(|out| {
+                    out.extend_from_slice(&answer);
+                    tag::put_ready(out, self.status);
+                }),
+                _ => {}
+            }
+        }
+    }
+
+    #[inline]
+    fn inbound_frame(
+        &mut self,
+        header: Header,
+        flow: &mut Flow,
+        backend: &mut Backend,
+    ) -> Result<Step, WireError> {
+        match header.tag {
+            tag::DATA_ROW
+            | tag::FUNCTION_CALL_RESPONSE
+            | tag::NOTICE_RESPONSE
+            | tag::NOTIFICATION_RESPONSE
+            | tag::PARAMETER_DESCRIPTION
+            | tag::COPY_OUT_RESPONSE
+            | tag::COPY_BOTH_RESPONSE
+            | crate::wire::frontend::COPY_DATA
+            | crate::wire::frontend::COPY_DONE => Ok(Step::Pass),
+            tag::READY_FOR_QUERY => self.ready(header, flow, backend),
+            tag::COMMAND_COMPLETE => self.command_complete(header, flow, backend),
+            tag::EMPTY_QUERY_RESPONSE | tag::PORTAL_SUSPENDED => {
+                self.settle_or_query(header, |owed| matches!(owed, Owed::Execute))
+            }
+            tag::ROW_DESCRIPTION | tag::NO_DATA => {
+                self.settle_or_query(header, |owed| matches!(owed, Owed::Describe(_)))
+            }
+            tag::BIND_COMPLETE => self.settle(header, |owed| matches!(owed, Owed::Bind(_))),
+            tag::PARSE_COMPLETE => match self.ledger.settle() {
+                Some(Owed::Parse(_)) => Ok(Step::Pass),
+                Some(Owed::InjectedParse(_)) => Ok(Step::Skip),
+                _ => Err(WireError::UnexpectedTag(header.tag)),
+            },
+            tag::CLOSE_COMPLETE => match self.ledger.settle() {
+                Some(Owed::Close) => Ok(Step::Pass),
+                Some(Owed::InjectedClose(_)) => Ok(Step::Skip),
+                _ => Err(WireError::UnexpectedTag(header.tag)),
+            },
+            tag::COPY_IN_RESPONSE => {
+                self.copy_in = true;
+                self.ledger.copy_in_started();
+                Ok(Step::Pass)
+            }
+            tag::ERROR_RESPONSE => self.error(header, flow, backend),
+            tag::PARAMETER_STATUS => Ok(self.parameter_status(header, flow, backend)),
+            other => Err(WireError::UnexpectedTag(other)),
+        }
+    }
+
+    fn settle(&mut self, header: Header, expected: impl Fn(&Owed) -> bool) -> Result<Step, WireError> {
+        match self.ledger.settle() {
+            Some(owed) if expected(&owed) => Ok(Step::Pass),
+            _ => Err(WireError::UnexpectedTag(header.tag)),
+        }
+    }
+
+    /// Answers that also come in the middle of a simple query, where they settle nothing.
+    #[inline]
+    fn settle_or_query(
+        &mut self,
+        header: Header,
+        expected: impl Fn(&Owed) -> bool,
+    ) -> Result<Step, WireError> {
+        if self.ledger.front() == Some(&Owed::Query) { Ok(Step::Pass) } else { self.settle(header, expected) }
+    }
+
+    #[inline]
+    fn ready(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Result<Step, WireError> {
+        let Some(&byte) = flow.unseen().get(HEADER_LEN) else { return Ok(Step::Stop(Inbound::More)) };
+        let status = TransactionStatus::from_byte(byte).ok_or(WireError::BadBody(header.tag))?;
+        match self.ledger.settle() {
+            Some(Owed::Query | Owed::FunctionCall | Owed::Sync) => {}
+            _ => return Err(WireError::UnexpectedTag(header.tag)),
+        }
+        self.status = status;
+        self.copy_in = false;
+        backend.status = status;
+        while self.ledger.front() == Some(&Owed::CopyEnd) {
+            self.ledger.settle();
+        }
+        if self.ledger.is_empty() {
+            self.notes.quiet(&mut self.pins);
+        }
+        Ok(Step::Pass)
+    }
+
+    #[inline]
+    fn command_complete(
+        &mut self,
+        header: Header,
+        flow: &mut Flow,
+        backend: &mut Backend,
+    ) -> Result<Step, WireError> {
+        if self.notes.watching {
+            let Some(frame) = flow.unseen().get(..header.frame_len) else {
+                return Ok(wait_for(header, flow));
+            };
+            match frame.get(HEADER_LEN..).unwrap_or_default() {
+                b"DISCARD ALL\0" => self.discarded_all(backend),
+                b"DEALLOCATE ALL\0" => {
+                    backend.prepared.clear();
+                    self.names.clear();
+                }
+                _ => {}
+            }
+        }
+        self.copy_in = false;
+        self.settle_or_query(header, |owed| matches!(owed, Owed::Execute))
+    }
+
+    fn parameter_status(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Step {
+        if header.frame_len > READ_LIMIT {
+            return Step::Pass;
+        }
+        let Some(frame) = flow.unseen().get(..header.frame_len) else { return wait_for(header, flow) };
+        if let Some((name, value)) = tag::parameter_status(frame.get(HEADER_LEN..).unwrap_or_default()) {
+            let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+            if !is_servers_own(&name) {
+                self.wanted = self.wanted.with([(name.as_str(), Some(value))]);
+                backend.applied = backend.applied.with([(name.as_str(), Some(value))]);
+            }
+        }
+        Step::Pass
+    }
+
+    fn error(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Result<Step, WireError> {
+        if header.frame_len > READ_LIMIT {
+            self.failed(backend, &ErrorFields::default());
+            return Ok(Step::Pass);
+        }
+        let Some(frame) = flow.unseen().get(..header.frame_len) else { return Ok(wait_for(header, flow)) };
+        let body = frame.get(HEADER_LEN..).unwrap_or_default();
+        let fields = ErrorFields::read(body);
+        if fields.is_fatal() {
+            flow.replace(header.frame_len, |out, frame| {
+                let body = frame.get(HEADER_LEN..).unwrap_or_default();
+                error_fields::put_with_severity(out, body, Severity::Error);
+            });
+            return Ok(Step::Stop(Inbound::Fatal));
+        }
+        self.failed(backend, &fields);
+        Ok(Step::Pass)
+    }
+
+    /// A statement failed: in a pipeline the server ignores everything up to the next Sync.
+    fn failed(&mut self, backend: &mut Backend, fields: &ErrorFields<'_>) {
+        self.notes.failed = true;
+        self.copy_in = false;
+        if let Some(owed) = self.ledger.front() {
+            self.learn_from(owed_statement(owed), fields, backend);
+        }
+        match self.ledger.front() {
+            None | Some(Owed::Query | Owed::FunctionCall) => return,
+            Some(_) => {}
+        }
+        while let Some(owed) = self.ledger.front() {
+            if *owed == Owed::Sync {
+                return;
+            }
+            if let Some(owed) = self.ledger.settle() {
+                self.ignored(owed, backend);
+            }
+        }
+        self.skipping = Skipping::UntilSync;
+    }
+
+    /// The server did not do what this entry stands for.
+    fn ignored(&mut self, owed: Owed, backend: &mut Backend) {
+        match owed {
+            Owed::Parse(Parsed::Named(name, id)) => {
+                self.names.remove(&name);
+                backend.prepared.remove(id);
+            }
+            Owed::ParseKnown(Parsed::Named(name, _)) => {
+                self.names.remove(&name);
+            }
+            Owed::Parse(Parsed::Unnamed) | Owed::InjectedParse(None) => backend.unnamed = None,
+            Owed::InjectedParse(Some(id)) => backend.prepared.remove(id),
+            Owed::InjectedClose(id) => drop(backend.prepared.insert(id, usize::MAX)),
+            _ => {}
+        }
+    }
+
+    /// Errors that tell that the backend's prepared statements are not what we believe.
+    fn learn_from(&self, id: Option<StatementId>, fields: &ErrorFields<'_>, backend: &mut Backend) {
+        let Some(id) = id else { return };
+        match fields.code {
+            // "cached plan must not change result type": DDL changed the table since it was prepared.
+            b"0A000" if fields.routine == b"RevalidateCachedQuery" => {
+                if let Some(statement) = self.names.by_id(id).map(Arc::clone) {
+                    statement.renew(id);
+                }
+            }
+            // "prepared statement does not exist": something that we did not see took it away.
+            b"26000" => backend.prepared.remove(id),
+            _ => {}
+        }
+    }
+}
+
+fn owed_statement(owed: &Owed) -> Option<StatementId> {
+    match owed {
+        Owed::Bind(id) | Owed::Describe(id) => *id,
+        _ => None,
+    }
+}
+
+/// Waits for a frame that has to be read as a whole.
+fn wait_for(header: Header, flow: &mut Flow) -> Step {
+    flow.want(header.frame_len);
+    Step::Stop(Inbound::More)
+}
+
+/// Reported parameters that belong to the server, not to the session.
+fn is_servers_own(name: &str) -> bool {
+    matches!(
+        name,
+        "in_hot_standby" | "is_superuser" | "server_version" | "server_encoding" | "integer_datetimes"
+    )
+}

@@ -1,0 +1,141 @@
+//! What a session did to a backend that has to be looked after before the backend goes to another session.
+
+use crate::exchange::facts::Need;
+use crate::exchange::{Change, Facts};
+use crate::sql::PinReason;
+
+/// Why a backend belongs to a session beyond its transaction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Pins(u8);
+
+/// All reasons, with the word for logs and metrics.
+pub const PIN_REASONS: [(PinReason, &str); 7] = [
+    (PinReason::Listen, "listen"),
+    (PinReason::TempTable, "temp_table"),
+    (PinReason::HoldCursor, "hold_cursor"),
+    (PinReason::AdvisoryLock, "advisory_lock"),
+    (PinReason::Prepare, "prepare"),
+    (PinReason::Load, "load"),
+    (PinReason::Untracked, "untracked"),
+];
+
+/// The word for logs and metrics.
+pub fn pin_word(reason: PinReason) -> &'static str {
+    PIN_REASONS.iter().find(|(r, _)| *r == reason).map_or("other", |(_, word)| word)
+}
+
+impl Pins {
+    fn bit(reason: PinReason) -> u8 {
+        let index = PIN_REASONS.iter().position(|(r, _)| *r == reason).unwrap_or(PIN_REASONS.len());
+        1_u8.checked_shl(u32::try_from(index).unwrap_or(7)).unwrap_or(0x80)
+    }
+
+    /// Adds a reason; whether it is new.
+    pub fn insert(&mut self, reason: PinReason) -> bool {
+        let before = self.0;
+        self.0 |= Self::bit(reason);
+        self.0 != before
+    }
+
+    /// Takes a reason away.
+    pub fn remove(&mut self, reason: PinReason) {
+        self.0 &= !Self::bit(reason);
+    }
+
+    /// Whether there is any reason.
+    pub fn any(self) -> bool {
+        self.0 != 0
+    }
+}
+
+/// See the module documentation.
+#[derive(Debug)]
+pub struct Notes {
+    /// Settings whose values have to be read back.
+    pub touched: Vec<Box<str>>,
+    /// Settings that went back to their values at login.
+    pub resets: Vec<Box<str>>,
+    /// All settings did.
+    pub reset_all: bool,
+    /// Pins that go if nothing failed.
+    pub unpins: Vec<PinReason>,
+    /// Whether command tags decide something.
+    pub watching: bool,
+    /// Whether something failed since the last quiet moment.
+    pub failed: bool,
+    /// The strongest need of what was sent since the last quiet moment.
+    pub sent: Need,
+    /// Whether a COMMIT was among it.
+    pub commits: bool,
+}
+
+impl Default for Notes {
+    fn default() -> Self {
+        Self {
+            touched: Vec::new(),
+            resets: Vec::new(),
+            reset_all: false,
+            unpins: Vec::new(),
+            watching: false,
+            failed: false,
+            sent: Need::Neutral,
+            commits: false,
+        }
+    }
+}
+
+impl Notes {
+    /// Notes that a statement with these facts goes to the backend. Returns the reasons to pin it.
+    #[inline]
+    pub fn sent(&mut self, facts: &Facts, pins: &mut Pins) -> NewPins {
+        self.sent = self.sent.max(facts.lane);
+        self.commits |= facts.commits;
+        if facts.changes.is_empty() { NewPins::default() } else { self.changes(&facts.changes, pins) }
+    }
+
+    fn changes(&mut self, changes: &[Change], pins: &mut Pins) -> NewPins {
+        let mut new = NewPins::default();
+        for change in changes {
+            match change {
+                Change::Set(name) => self.touched.push(name.clone()),
+                Change::Reset(name) => self.resets.push(name.clone()),
+                Change::ResetAll => self.reset_all = true,
+                Change::DiscardAll | Change::DeallocateAll => self.watching = true,
+                Change::Deallocate(_) => {}
+                Change::Pin(reason) => {
+                    if pins.insert(*reason) {
+                        new.0 = Some(*reason);
+                    }
+                }
+                Change::Unpin(reason) => self.unpins.push(*reason),
+            }
+        }
+        new
+    }
+
+    /// Whether settings have to be looked after.
+    #[inline]
+    pub fn has_settings(&self) -> bool {
+        self.reset_all || !self.touched.is_empty() || !self.resets.is_empty()
+    }
+
+    /// Nothing is owed any more: what was sent is history.
+    #[inline]
+    pub fn quiet(&mut self, pins: &mut Pins) {
+        self.sent = Need::Neutral;
+        self.commits = false;
+        if !self.unpins.is_empty() {
+            for reason in std::mem::take(&mut self.unpins) {
+                if !self.failed {
+                    pins.remove(reason);
+                }
+            }
+        }
+        self.failed = false;
+    }
+}
+
+/// A reason that pinned the backend just now, if any.
+#[derive(Debug, Clone, Copy, Default)]
+#[must_use]
+pub struct NewPins(pub Option<PinReason>);

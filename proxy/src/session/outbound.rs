@@ -1,0 +1,399 @@
+//! What the application sends, on its way to the backend.
+//!
+//! Frames pass untouched, except those that name a prepared statement: the application's names become ours.
+
+use std::sync::Arc;
+
+use super::conversation::{Conversation, Fate, Frame, Skipping};
+use crate::telemetry::metrics;
+use super::names::UnnamedKind;
+use super::notes::NewPins;
+use crate::backend::{Backend, Statement, StatementId};
+use crate::exchange::ledger::Parsed;
+use crate::exchange::{Facts, Owed};
+use crate::io::Flow;
+use crate::wire::backend as reply;
+use crate::wire::frame::{HEADER_LEN, put_frame};
+use crate::wire::frontend::{self as tag, BindNames, Parse, Target, query_text};
+use crate::wire::{Header, WireError};
+
+/// Statement texts up to this length are analysed whole; longer ones pin their backend instead.
+pub const TEXT_LIMIT: usize = 256 * 1024;
+
+/// Why an outbound scan stopped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outbound {
+    /// More bytes of the application are needed.
+    More,
+    /// What is there has to be written first, or answered.
+    Blocked,
+    /// The application said goodbye.
+    Terminate,
+}
+
+/// What to do with the frame at the front.
+enum Step {
+    Next,
+    Stop(Outbound),
+}
+
+impl Conversation {
+    /// Looks at the unseen bytes of `flow`.
+    ///
+    /// # Errors
+    /// The application broke the protocol; its session must end.
+    pub fn scan_outbound(&mut self, flow: &mut Flow, backend: &mut Backend) -> Result<Outbound, WireError> {
+        loop {
+            if self.outbound.left > 0 {
+                self.outbound.left -= advance(flow, self.outbound);
+                if self.outbound.left > 0 {
+                    return Ok(Outbound::More);
+                }
+            }
+            if flow.is_full() || self.ledger.is_full() {
+                return Ok(Outbound::Blocked);
+            }
+            let Some(header) = Header::read_frontend(flow.unseen())? else {
+                return Ok(Outbound::More);
+            };
+            match self.outbound_frame(header, flow, backend)? {
+                Step::Next => {}
+                Step::Stop(why) => return Ok(why),
+            }
+        }
+    }
+
+    #[inline]
+    fn outbound_frame(
+        &mut self,
+        header: Header,
+        flow: &mut Flow,
+        backend: &mut Backend,
+    ) -> Result<Step, WireError> {
+        if self.skipping == Skipping::UntilSync && !matches!(header.tag, tag::SYNC | tag::TERMINATE) {
+            return Ok(self.move_on(header, flow, Fate::Skip));
+        }
+        match header.tag {
+            tag::QUERY => return self.query(header, flow, backend),
+            tag::PARSE => return self.parse(header, flow, backend),
+            tag::BIND => return self.bind(header, flow, backend),
+            tag::DESCRIBE | tag::CLOSE => return self.target(header, flow, backend),
+            tag::EXECUTE if self.names.unnamed_kind == UnnamedKind::Deallocate => {
+                self.names.unnamed_kind = UnnamedKind::Forwarded;
+                let mut answer = Vec::new();
+                reply::put_command_complete(&mut answer, b"DEALLOCATE");
+                self.ledger.owe(Owed::Local(answer.into()));
+                return Ok(self.move_on(header, flow, Fate::Skip));
+            }
+            tag::EXECUTE => self.ledger.owe(Owed::Execute),
+            tag::SYNC => {
+                self.skipping = Skipping::No;
+                self.ledger.owe(Owed::Sync);
+            }
+            tag::FUNCTION_CALL => {
+                let _ = self.notes.sent(&Facts::of(b"call"), &mut self.pins);
+                self.ledger.owe(Owed::FunctionCall);
+            }
+            tag::COPY_DONE | tag::COPY_FAIL => self.ledger.owe(Owed::CopyEnd),
+            tag::TERMINATE => return Ok(Step::Stop(Outbound::Terminate)),
+            _ => {}
+        }
+        Ok(self.move_on(header, flow, Fate::Pass))
+    }
+
+    /// Deals with the whole frame, as far as it is there, and with the rest when it comes.
+    #[inline]
+    fn move_on(&mut self, header: Header, flow: &mut Flow, fate: Fate) -> Step {
+        self.outbound = Frame { left: header.frame_len, fate };
+        self.outbound.left -= advance(flow, self.outbound);
+        Step::Next
+    }
+
+    fn query(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Result<Step, WireError> {
+        let Some(frame) = flow.unseen().get(..header.frame_len) else {
+            return Ok(self.incomplete(header, flow, Owed::Query));
+        };
+        let facts = Facts::of(query_text(frame.get(HEADER_LEN..).unwrap_or_default())?);
+        // A simple query takes the unnamed statement away.
+        backend.unnamed = None;
+        if let Some(name) = facts.sole_deallocate()
+            && self.names.remove(name)
+        {
+            let mut answer = Vec::new();
+            reply::put_command_complete(&mut answer, b"DEALLOCATE");
+            self.ledger.owe(Owed::LocalQuery(answer.into()));
+            return Ok(self.move_on(header, flow, Fate::Skip));
+        }
+        self.sent(&facts);
+        self.ledger.owe(Owed::Query);
+        Ok(self.move_on(header, flow, Fate::Pass))
+    }
+
+    /// A frame that should be looked at as a whole and is not there yet, or never will be in one piece.
+    fn incomplete(&mut self, header: Header, flow: &mut Flow, owed: Owed) -> Step {
+        if header.frame_len <= TEXT_LIMIT {
+            flow.want(header.frame_len);
+            return Step::Stop(Outbound::More);
+        }
+        self.sent(&Facts::default());
+        self.ledger.owe(owed);
+        self.move_on(header, flow, Fate::Pass)
+    }
+
+    fn sent(&mut self, facts: &Facts) {
+        let NewPins(reason) = self.notes.sent(facts, &mut self.pins);
+        if let Some(reason) = reason {
+            metrics::pinned(reason);
+        }
+    }
+
+    fn parse(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Result<Step, WireError> {
+        let Some(frame) = flow.unseen().get(..header.frame_len) else {
+            // Too long to keep: it stays under the application's own name, on this backend.
+            return Ok(self.incomplete(header, flow, Owed::Parse(Parsed::Unnamed)));
+        };
+        let parse = Parse::read(frame.get(HEADER_LEN..).unwrap_or_default())?;
+        if parse.name.is_empty() {
+            let facts = Facts::of(parse.text);
+            if let Some(name) = facts.sole_deallocate()
+                && self.names.get(name).is_some()
+            {
+                return Ok(self.parse_deallocate(header, flow));
+            }
+            self.sent(&facts);
+            self.names.set_unnamed(frame, facts);
+            backend.unnamed = Some(self.names.owner);
+            self.ledger.owe(Owed::Parse(Parsed::Unnamed));
+            return Ok(self.move_on(header, flow, Fate::Pass));
+        }
+        let name: Box<[u8]> = parse.name.into();
+        if self.names.get(&name).is_some() {
+            return Ok(self.parse_duplicate(header, flow, backend, name));
+        }
+        let statement = Statement::intern(parse.definition, || Facts::of(parse.text));
+        if !self.names.insert(&name, Arc::clone(&statement)) {
+            // Without a name of its own it cannot be bound on another backend; this one knows it.
+            self.sent(&Facts::default());
+            self.ledger.owe(Owed::Parse(Parsed::Unnamed));
+            return Ok(self.move_on(header, flow, Fate::Pass));
+        }
+        let id = statement.id();
+        if backend.prepared.touch(id) {
+            self.ledger.owe(Owed::ParseKnown(Parsed::Named(name, id)));
+        } else {
+            flow.insert(|out| statement.put_parse(id, out));
+            self.ledger.owe(Owed::Parse(Parsed::Named(name, id)));
+            self.has_now(id, flow, backend);
+        }
+        Ok(self.move_on(header, flow, Fate::Skip))
+    }
+
+    /// A name that is taken: the server itself shall refuse it, which also fails the transaction.
+    fn parse_duplicate(
+        &mut self,
+        header: Header,
+        flow: &mut Flow,
+        backend: &mut Backend,
+        name: Box<[u8]>,
+    ) -> Step {
+        let Some(statement) = self.names.get(&name).map(Arc::clone) else { return Step::Next };
+        let id = statement.id();
+        if !backend.prepared.touch(id) {
+            self.inject_parse(&statement, id, flow, backend);
+        }
+        flow.insert(|out| statement.put_parse(id, out));
+        self.ledger.owe(Owed::Parse(Parsed::Unnamed));
+        self.move_on(header, flow, Fate::Skip)
+    }
+
+    /// `DEALLOCATE` of a statement that the server knows under another name, in the extended protocol: we
+    /// forget the name, and answer this Parse and what follows it ourselves.
+    fn parse_deallocate(&mut self, header: Header, flow: &mut Flow) -> Step {
+        let mut name = Vec::new();
+        if let Some(frame) = flow.unseen().get(HEADER_LEN..header.frame_len)
+            && let Ok(parse) = Parse::read(frame)
+            && let Some(sole) = Facts::of(parse.text).sole_deallocate()
+        {
+            name.extend_from_slice(sole);
+        }
+        self.names.remove(&name);
+        self.names.unnamed_kind = UnnamedKind::Deallocate;
+        self.ledger.owe(Owed::Local(reply::PARSE_COMPLETE_FRAME.into()));
+        self.move_on(header, flow, Fate::Skip)
+    }
+
+    /// Prepares a statement on the backend without the application's knowledge.
+    fn inject_parse(
+        &mut self,
+        statement: &Statement,
+        id: StatementId,
+        flow: &mut Flow,
+        backend: &mut Backend,
+    ) {
+        flow.insert(|out| statement.put_parse(id, out));
+        self.ledger.owe(Owed::InjectedParse(Some(id)));
+        self.has_now(id, flow, backend);
+    }
+
+    /// The backend has the statement now; the one that it has not used for longest goes.
+    fn has_now(&mut self, id: StatementId, flow: &mut Flow, backend: &mut Backend) {
+        if let Some(evicted) = backend.prepared.insert(id, self.prepared_limit) {
+            flow.insert(|out| {
+                put_frame(out, tag::CLOSE, |out| {
+                    out.push(b'S');
+                    evicted.put_name(out);
+                    out.push(0);
+                });
+            });
+            self.ledger.owe(Owed::InjectedClose(evicted));
+        }
+    }
+
+    fn bind(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Result<Step, WireError> {
+        let there = header.frame_len.min(flow.unseen().len());
+        let body = flow.unseen().get(HEADER_LEN..there).unwrap_or_default();
+        let Some(names) = BindNames::read(body) else {
+            return self.names_missing(header, flow, there);
+        };
+        if names.statement.is_empty() {
+            if self.names.unnamed_kind == UnnamedKind::Deallocate {
+                self.ledger.owe(Owed::Local(reply::BIND_COMPLETE_FRAME.into()));
+                return Ok(self.move_on(header, flow, Fate::Skip));
+            }
+            self.use_unnamed(flow, backend);
+            self.ledger.owe(Owed::Bind(None));
+            return Ok(self.move_on(header, flow, Fate::Pass));
+        }
+        let Some(statement) = self.names.get(names.statement) else {
+            self.sent_unknown();
+            self.ledger.owe(Owed::Bind(None));
+            return Ok(self.move_on(header, flow, Fate::Pass));
+        };
+        let id = statement.id();
+        let lens = (names.portal.len(), names.len());
+        let NewPins(reason) = self.notes.sent(&statement.facts, &mut self.pins);
+        if let Some(reason) = reason {
+            metrics::pinned(reason);
+        }
+        if !backend.prepared.touch(id) {
+            let statement = Arc::clone(statement);
+            self.inject_parse(&statement, id, flow, backend);
+        }
+        self.ledger.owe(Owed::Bind(Some(id)));
+        rename_bind(header, lens, id, flow);
+        self.outbound = Frame { left: header.body_len() - lens.1, fate: Fate::Pass };
+        self.outbound.left -= advance(flow, self.outbound);
+        Ok(Step::Next)
+    }
+
+    /// A Bind whose names are not there yet, or are longer than any name.
+    fn names_missing(&mut self, header: Header, flow: &mut Flow, there: usize) -> Result<Step, WireError> {
+        if there == header.frame_len || there > TEXT_LIMIT {
+            return Err(WireError::BadBody(header.tag));
+        }
+        flow.want(header.frame_len.min(2 * TEXT_LIMIT));
+        Ok(Step::Stop(Outbound::More))
+    }
+
+    /// A statement name that the server has to judge: it may have been made by SQL PREPARE.
+    fn sent_unknown(&mut self) {
+        self.notes.sent = crate::exchange::facts::Need::Write;
+        self.notes.commits = true;
+    }
+
+    /// Makes sure that the backend's unnamed statement is this session's.
+    fn use_unnamed(&mut self, flow: &mut Flow, backend: &mut Backend) {
+        if let Some(facts) = self.names.unnamed_facts.take() {
+            self.sent(&facts);
+            self.names.unnamed_facts = Some(facts);
+        }
+        if backend.unnamed == Some(self.names.owner) || self.names.unnamed().is_empty() {
+            return;
+        }
+        flow.insert(|out| out.extend_from_slice(self.names.unnamed()));
+        self.ledger.owe(Owed::InjectedParse(None));
+        backend.unnamed = Some(self.names.owner);
+    }
+
+    /// What a Describe brings while the unnamed statement is a `DEALLOCATE` of ours.
+    fn describe_deallocate(&self, tag: u8, target: Target<'_>) -> Option<Box<[u8]>> {
+        match (tag, target, self.names.unnamed_kind) {
+            (tag::DESCRIBE, Target::Statement(b""), UnnamedKind::Deallocate) => {
+                Some([&reply::NO_PARAMETERS_FRAME[..], &reply::NO_DATA_FRAME].concat().into())
+            }
+            (tag::DESCRIBE, Target::Portal(b""), UnnamedKind::Deallocate) => Some(reply::NO_DATA_FRAME.into()),
+            _ => None,
+        }
+    }
+
+    /// Describe and Close.
+    fn target(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Result<Step, WireError> {
+        let Some(frame) = flow.unseen().get(..header.frame_len) else {
+            flow.want(header.frame_len);
+            return Ok(Step::Stop(Outbound::More));
+        };
+        let target = Target::read(header.tag, frame.get(HEADER_LEN..).unwrap_or_default())?;
+        if let Some(answer) = self.describe_deallocate(header.tag, target) {
+            self.ledger.owe(Owed::Local(answer));
+            return Ok(self.move_on(header, flow, Fate::Skip));
+        }
+        let owed = |id| if header.tag == tag::DESCRIBE { Owed::Describe(id) } else { Owed::Close };
+        match target {
+            Target::Statement(b"") if header.tag == tag::DESCRIBE => self.use_unnamed(flow, backend),
+            Target::Statement(name) if header.tag == tag::CLOSE => {
+                if self.names.remove(name) {
+                    self.ledger.owe(Owed::Local(reply::CLOSE_COMPLETE_FRAME.into()));
+                    return Ok(self.move_on(header, flow, Fate::Skip));
+                }
+            }
+            Target::Statement(name) => {
+                if let Some(statement) = self.names.get(name) {
+                    let statement = Arc::clone(statement);
+                    let id = statement.id();
+                    if !backend.prepared.touch(id) {
+                        self.inject_parse(&statement, id, flow, backend);
+                    }
+                    flow.insert(|out| {
+                        put_frame(out, tag::DESCRIBE, |out| {
+                            out.push(b'S');
+                            id.put_name(out);
+                            out.push(0);
+                        });
+                    });
+                    self.ledger.owe(owed(Some(id)));
+                    return Ok(self.move_on(header, flow, Fate::Skip));
+                }
+            }
+            Target::Portal(_) => {}
+        }
+        self.ledger.owe(owed(None));
+        Ok(self.move_on(header, flow, Fate::Pass))
+    }
+}
+
+/// Lets what is there of the current frame pass, or leaves it out; returns how much that was.
+#[inline]
+fn advance(flow: &mut Flow, frame: Frame) -> usize {
+    let n = frame.left.min(flow.unseen().len());
+    match frame.fate {
+        Fate::Pass => flow.pass(n),
+        Fate::Skip => flow.skip(n),
+    }
+    n
+}
+
+/// Replaces header and names of a Bind; the parameters behind them pass.
+fn rename_bind(header: Header, (portal_len, names_len): (usize, usize), id: StatementId, flow: &mut Flow) {
+    flow.replace(HEADER_LEN + names_len, |out, bytes| {
+        let at = out.len();
+        out.extend_from_slice(&[tag::BIND, 0, 0, 0, 0]);
+        out.extend_from_slice(bytes.get(HEADER_LEN..=HEADER_LEN + portal_len).unwrap_or(&[0]));
+        id.put_name(out);
+        out.push(0);
+        let length = out.len() - at - 1 + header.body_len() - names_len;
+        let length = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
+        if let Some(field) = out.get_mut(at + 1..at + HEADER_LEN) {
+            field.copy_from_slice(&length);
+        }
+    });
+}

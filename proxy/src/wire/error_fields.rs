@@ -1,0 +1,129 @@
+//! The fields of `ErrorResponse` and `NoticeResponse`: reading the server's, writing ours.
+
+use super::backend::ERROR_RESPONSE;
+use super::frame::{put_cstr, put_frame, split_cstr};
+use super::sqlstate::SqlState;
+
+/// The fields of a server's error that decide something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ErrorFields<'a> {
+    /// Severity, not translated (field V; field S for servers before 9.6).
+    pub severity: &'a [u8],
+    /// SQLSTATE.
+    pub code: &'a [u8],
+    /// The message.
+    pub message: &'a [u8],
+    /// The source routine that reported it. Messages are translated, this is not.
+    pub routine: &'a [u8],
+}
+
+impl<'a> ErrorFields<'a> {
+    /// Reads the body of an `ErrorResponse` or `NoticeResponse`. Missing fields stay empty.
+    pub fn read(body: &'a [u8]) -> Self {
+        let mut fields = Self::default();
+        for (kind, value) in Fields(body) {
+            match kind {
+                b'V' => fields.severity = value,
+                b'S' if fields.severity.is_empty() => fields.severity = value,
+                b'C' => fields.code = value,
+                b'M' => fields.message = value,
+                b'R' => fields.routine = value,
+                _ => {}
+            }
+        }
+        fields
+    }
+
+    /// Whether the server ends the connection with this error.
+    pub fn is_fatal(&self) -> bool {
+        matches!(self.severity, b"FATAL" | b"PANIC")
+    }
+
+    /// The SQLSTATE, when there is a proper one.
+    pub fn sqlstate(&self) -> Option<SqlState> {
+        SqlState::read(self.code)
+    }
+}
+
+/// Iterator over (field type, value).
+struct Fields<'a>(&'a [u8]);
+
+impl<'a> Iterator for Fields<'a> {
+    type Item = (u8, &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (&kind, rest) = self.0.split_first()?;
+        if kind == 0 {
+            return None;
+        }
+        let (value, rest) = split_cstr(rest)?;
+        self.0 = rest;
+        Some((kind, value))
+    }
+}
+
+/// Appends the server's error with its severity turned into `severity`: the session outlives the backend.
+pub fn put_with_severity(out: &mut Vec<u8>, body: &[u8], severity: Severity) {
+    put_frame(out, ERROR_RESPONSE, |out| {
+        for (kind, value) in Fields(body) {
+            out.push(kind);
+            put_cstr(out, if matches!(kind, b'S' | b'V') { severity.text() } else { value });
+        }
+        out.push(0);
+    });
+}
+
+/// How bad an error of ours is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Severity {
+    /// The statement fails, the session lives.
+    Error,
+    /// The session ends.
+    Fatal,
+}
+
+impl Severity {
+    /// The word on the wire.
+    pub fn text(self) -> &'static [u8] {
+        match self {
+            Self::Error => b"ERROR",
+            Self::Fatal => b"FATAL",
+        }
+    }
+}
+
+/// An error of ours.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ErrorMessage<'a> {
+    /// Whether the session survives.
+    pub severity: Severity,
+    /// SQLSTATE.
+    pub code: SqlState,
+    /// One plain sentence.
+    pub message: &'a str,
+    /// Machine-readable detail, or empty.
+    pub detail: &'a str,
+    /// What can be done, or empty.
+    pub hint: &'a str,
+}
+
+impl ErrorMessage<'_> {
+    /// Appends the error as an `ErrorResponse`.
+    pub fn put(&self, out: &mut Vec<u8>) {
+        put_frame(out, ERROR_RESPONSE, |out| {
+            let mut field = |kind: u8, value: &[u8]| {
+                if !value.is_empty() {
+                    out.push(kind);
+                    put_cstr(out, value);
+                }
+            };
+            field(b'S', self.severity.text());
+            field(b'V', self.severity.text());
+            field(b'C', self.code.as_bytes());
+            field(b'M', self.message.as_bytes());
+            field(b'D', self.detail.as_bytes());
+            field(b'H', self.hint.as_bytes());
+            out.push(0);
+        });
+    }
+}
