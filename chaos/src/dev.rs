@@ -43,7 +43,7 @@ pub struct Options {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Somebody else listens there.
-    #[error("cannot listen on {address} ({source}); stop what listens there, or choose another --{flag}")]
+    #[error("cannot listen on {address}: stop what listens there, or choose another --{flag}")]
     PortTaken {
         /// Where.
         address: SocketAddr,
@@ -53,10 +53,10 @@ pub enum Error {
         source: io::Error,
     },
     /// The servers did not start.
-    #[error("cannot start PostgreSQL: {0}")]
+    #[error("cannot start PostgreSQL")]
     Cluster(#[from] cluster::Error),
     /// The sidecar did not start.
-    #[error("cannot run {}: {source}", program.display())]
+    #[error("cannot run {}", program.display())]
     NoSidecar {
         /// Its binary.
         program: PathBuf,
@@ -70,7 +70,7 @@ pub enum Error {
     #[error("the sidecar did not listen within {0:?}")]
     NotReady(Duration),
     /// Signals or children could not be waited for.
-    #[error("cannot wait: {0}")]
+    #[error("cannot wait for signals or processes")]
     Wait(#[from] io::Error),
 }
 

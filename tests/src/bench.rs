@@ -16,10 +16,10 @@ use crate::scripted_app::ScriptedApp;
 pub fn shared_postgres() -> &'static Node {
     static SHARED: OnceLock<Node> = OnceLock::new();
     SHARED.get_or_init(|| {
-        let programs = Programs::find().unwrap_or_else(|error| panic!("{error}"));
+        let programs = Programs::find().unwrap_or_else(|error| panic!("{error:?}"));
         // Several tests at once, each with a pool.
         let options = NodeOptions::new(programs).name("shared").set("max_connections", "300");
-        Node::start(&options).unwrap_or_else(|error| panic!("{error}"))
+        Node::start(&options).unwrap_or_else(|error| panic!("{error:?}"))
     })
 }
 
@@ -28,7 +28,7 @@ pub fn fresh_database() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     let name = format!("test{}", NEXT.fetch_add(1, Ordering::Relaxed));
     let created = shared_postgres().sql(&format!("CREATE DATABASE {name}"));
-    created.unwrap_or_else(|error| panic!("{error}"));
+    created.unwrap_or_else(|error| panic!("{error:?}"));
     name
 }
 

@@ -32,7 +32,7 @@ pub struct Programs {
 impl Programs {
     /// The first that is found, in the module's order.
     pub fn find() -> Result<Self> {
-        if let Some(dir) = env::var_os("PG_BIN") {
+        if let Some(dir) = chosen() {
             return Self::at(Path::new(&dir));
         }
         installed().into_iter().next().map_or_else(Self::from_wheel, Ok)
@@ -40,7 +40,7 @@ impl Programs {
 
     /// A given major version: an installed one, else the wheel where that is the version of the wheel.
     pub fn version(major: u32) -> Result<Self> {
-        let chosen = env::var_os("PG_BIN").and_then(|dir| Self::at(Path::new(&dir)).ok());
+        let chosen = chosen().and_then(|dir| Self::at(Path::new(&dir)).ok());
         let found = chosen.into_iter().chain(installed()).find(|programs| programs.major == major);
         match found {
             Some(programs) => Ok(programs),
@@ -55,7 +55,7 @@ impl Programs {
     /// One of each major version that can be had on this machine, oldest first. The wheel counts when it
     /// can be fetched.
     pub fn all() -> Result<Vec<Self>> {
-        let chosen = env::var_os("PG_BIN").map(|dir| Self::at(Path::new(&dir))).transpose()?;
+        let chosen = chosen().map(|dir| Self::at(Path::new(&dir))).transpose()?;
         let mut all: Vec<Self> = chosen.into_iter().chain(installed()).collect();
         if all.iter().all(|programs| programs.major != wheel::MAJOR) {
             match Self::from_wheel() {
@@ -111,6 +111,11 @@ impl Programs {
         let configured = command::run(command.arg("--configure"), "", QUICK);
         configured.is_ok_and(|text| text.contains("--with-ssl") || text.contains("--with-openssl"))
     }
+}
+
+/// The folder that the caller insists on. Set to nothing is not set.
+fn chosen() -> Option<std::ffi::OsString> {
+    env::var_os("PG_BIN").filter(|dir| !dir.is_empty())
 }
 
 /// Installations on this machine, best first, without duplicates.

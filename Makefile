@@ -1,0 +1,29 @@
+# A fresh Linux machine with Rust and Python 3 needs no more than `make run` and `make test`.
+
+CARGO ?= cargo
+# Where the built programs are; cargo's own variable moves it.
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# `make run UPSTREAM=postgres://user@host:5432/database` stands in front of an existing database.
+UPSTREAM ?=
+LISTEN ?= 127.0.0.1:6432
+ADMIN ?= 127.0.0.1:6433
+
+.PHONY: run test bench fmt clippy
+
+run:
+	$(CARGO) build --release --package tidegate --package tidegate-chaos
+	@exec $(TARGET)/release/tidegate-chaos dev --tidegate $(TARGET)/release/tidegate \
+		--listen $(LISTEN) --admin $(ADMIN) $(if $(UPSTREAM),--upstream '$(UPSTREAM)')
+
+test:
+	@.ci/test
+
+bench:
+	$(CARGO) build --release --package tidegate --package tidegate-benches
+	@exec $(TARGET)/release/pgbench-table --tidegate $(TARGET)/release/tidegate
+
+fmt:
+	$(CARGO) fmt --all
+
+clippy:
+	$(CARGO) clippy --workspace --all-targets -- --deny warnings
