@@ -155,7 +155,7 @@ def a_session_severed_in_mid_statement_frees_its_locks():
 
         def run():
             try:
-                victim.execute("SELECT pg_sleep(30)")
+                victim.execute("SELECT pg_sleep(10)")
             except psycopg.Error:
                 pass
 

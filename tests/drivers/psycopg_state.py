@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from psycopg_support import SCHEMA, autocommit, connect, one, sessions, sever, sqlstate_of
-from support import SESSIONS, Skip, check, expect_equal, wait_until
+from support import SESSIONS, Skip, advisory_key, check, expect_equal, wait_until
 
 ZONES = ["Europe/Berlin", "Asia/Tokyo", "America/New_York", "Australia/Sydney", "UTC"]
 SHOW_ALL_FIVE = (
@@ -230,7 +230,7 @@ def settings_end_with_their_session():
 @check
 def discard_all_clears_the_session():
     """DISCARD ALL ends settings, temp tables, cursors, advisory locks and LISTEN of its session, and of no other."""
-    key = 7_240_001
+    key = advisory_key()
     with autocommit() as conn, autocommit() as other:
         other.execute("SET app.user_id = 'stays'")
         conn.execute("SET app.user_id = 'goes'; CREATE TEMP TABLE goes (a int); LISTEN goes")
@@ -313,7 +313,7 @@ def other_ways_to_make_temp_tables():
 @check
 def advisory_locks_across_transactions():
     """A session advisory lock is held across transactions, is released by unlock, and at disconnect however it comes."""
-    key = 7_250_001
+    key = advisory_key()
     with autocommit() as other:
 
         def free():
