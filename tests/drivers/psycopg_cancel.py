@@ -6,7 +6,7 @@ import time
 import psycopg
 
 from psycopg_support import autocommit, connect, one, sqlstate_of
-from support import check, expect_equal, wait_until
+from support import advisory_key, check, expect_equal, wait_until
 
 
 def _cancel_after(conn, delay_s, cancel=None):
@@ -125,7 +125,7 @@ def a_cancel_hits_its_own_session_only():
 @check
 def a_cancel_of_a_statement_that_waits_for_a_lock():
     """A statement that waits for a lock can be cancelled, and the lock's holder does not notice."""
-    key = 7_230_001
+    key = advisory_key()
     with connect() as holder, connect() as waiter:
         holder.execute("SELECT pg_advisory_xact_lock(%s)", (key,))
         timer = _cancel_after(waiter, 0.3)

@@ -442,7 +442,7 @@ def client_encoding_latin1():
             raise Skip("the database is not in UTF8")
         for _ in range(5):
             for conn, encoding in ((latin, "LATIN1"), (utf8, "UTF8")):
-                expect_equal(conn.info.parameter_status("client_encoding"), encoding)
+                expect_equal(conn.info.parameter_status("client_encoding").upper(), encoding)
                 expect_equal(conn.execute("SELECT 'grün', octet_length(%s::text)", ("ü",)).fetchone(), ("grün", 2))
         expect_equal(sqlstate_of(lambda: latin.execute("SELECT U&'\\2603'")), "22P05")
         latin.execute("SET client_encoding = 'UTF8'")

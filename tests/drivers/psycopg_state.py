@@ -9,7 +9,7 @@ import psycopg
 from psycopg import sql
 
 from psycopg_support import SCHEMA, autocommit, connect, one, sessions, sever, sqlstate_of
-from support import Skip, check, expect_equal, wait_until
+from support import SESSIONS, Skip, advisory_key, check, expect_equal, wait_until
 
 ZONES = ["Europe/Berlin", "Asia/Tokyo", "America/New_York", "Australia/Sydney", "UTC"]
 SHOW_ALL_FIVE = (
@@ -67,7 +67,7 @@ def thirty_sessions_keep_their_own_settings():
     """Thirty sessions with different settings, working at the same time, each always see their own and no other's."""
     errors = []
     with contextlib.ExitStack() as stack:
-        conns = [stack.enter_context(connect()) for _ in range(30)]
+        conns = [stack.enter_context(connect()) for _ in range(min(30, SESSIONS))]
         workers = [
             threading.Thread(target=_work_as_its_own_self, args=(conn, number, 25, errors))
             for number, conn in enumerate(conns)
@@ -84,7 +84,7 @@ def thirty_sessions_keep_their_own_settings():
 def settings_in_shuffled_order():
     """One transaction here, one there: settings follow the session however the order of sessions is shuffled."""
     dice = random.Random(1)
-    with sessions(30) as conns:
+    with sessions(min(30, SESSIONS)) as conns:
         for number, conn in enumerate(conns):
             for name, value in _own_settings(number).items():
                 _set(conn, name, value)
@@ -230,7 +230,7 @@ def settings_end_with_their_session():
 @check
 def discard_all_clears_the_session():
     """DISCARD ALL ends settings, temp tables, cursors, advisory locks and LISTEN of its session, and of no other."""
-    key = 7_240_001
+    key = advisory_key()
     with autocommit() as conn, autocommit() as other:
         other.execute("SET app.user_id = 'stays'")
         conn.execute("SET app.user_id = 'goes'; CREATE TEMP TABLE goes (a int); LISTEN goes")
@@ -313,7 +313,7 @@ def other_ways_to_make_temp_tables():
 @check
 def advisory_locks_across_transactions():
     """A session advisory lock is held across transactions, is released by unlock, and at disconnect however it comes."""
-    key = 7_250_001
+    key = advisory_key()
     with autocommit() as other:
 
         def free():

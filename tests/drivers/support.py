@@ -2,6 +2,7 @@
 
 import asyncio
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -20,6 +21,7 @@ SESSIONS = int(os.environ.get("TIDEGATE_TEST_SESSIONS", "200"))
 CHECK_LIMIT_S = 15.0
 
 _checks = []
+_advisory_numbers = itertools.count()
 
 
 class Skip(Exception):
@@ -35,6 +37,11 @@ def check(function):
 def schema_for(driver):
     """A schema of this run's own, so that several modes can be checked at once in one database."""
     return f"drv_{driver}_{MODE}_{os.getpid()}"
+
+
+def advisory_key():
+    """An advisory lock that no other run in this database and no other check of this run uses."""
+    return os.getpid() * 1000 + next(_advisory_numbers)
 
 
 def expect_equal(actual, expected, what="value"):
