@@ -8,8 +8,9 @@ pub mod acquire;
 pub mod lease;
 pub mod upstream;
 mod waiter;
+pub mod welcome;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
@@ -22,6 +23,7 @@ pub use acquire::Acquire;
 pub use lease::Lease;
 pub use upstream::{PoolKey, Upstream};
 pub use waiter::Waiter;
+pub use welcome::{Welcome, Welcomes};
 
 use crate::auth::Credential;
 use crate::backend::{Backend, ConnectError, Login};
@@ -46,6 +48,8 @@ pub struct Pool {
     paused: AtomicBool,
     /// Exchanges that were answered.
     pub exchanges: AtomicU64,
+    /// What applications are told at login.
+    pub welcomes: Welcomes,
 }
 
 #[derive(Debug)]
@@ -60,6 +64,8 @@ struct Inner {
     generation: u64,
     trouble: Option<Trouble>,
     backoff: Backoff,
+    /// Parameters that the last backend reported at login.
+    reported: BTreeMap<Box<str>, Box<[u8]>>,
 }
 
 /// Connects fail.
@@ -98,10 +104,12 @@ impl Pool {
                 generation: 0,
                 trouble: None,
                 backoff: Backoff::new(BACKOFF_BASE, BACKOFF_CAP),
+                reported: BTreeMap::new(),
             }),
             credential: Mutex::new(Credential::None),
             paused: AtomicBool::new(false),
             exchanges: AtomicU64::new(0),
+            welcomes: Welcomes::default(),
         }
     }
 
@@ -297,6 +305,10 @@ impl Pool {
         inner.opening = inner.opening.saturating_sub(1);
         inner.trouble = None;
         inner.backoff.reset();
+        if inner.reported != backend.reported {
+            inner.reported = backend.reported.clone();
+            self.welcomes.clear();
+        }
         self.open_as_needed(&mut inner);
         drop(inner);
         self.put_back(Box::new(backend));

@@ -1,0 +1,163 @@
+//! The parameters of a startup packet.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use thiserror::Error;
+
+use crate::backend::Settings;
+
+/// What a startup packet asks for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct StartupParameters {
+    /// Who.
+    pub user: String,
+    /// Where; the user's name when the packet does not say.
+    pub database: String,
+    /// A replication connection is wanted, and which kind.
+    pub replication: Option<String>,
+    /// Settings for the session.
+    pub settings: Arc<Settings>,
+    /// `application_name`, for people.
+    pub application_name: String,
+    /// Protocol options that we do not know.
+    pub unknown_options: Vec<Vec<u8>>,
+}
+
+/// A startup packet that makes no sense.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum StartupError {
+    /// No user.
+    #[error("no PostgreSQL user name specified in startup packet")]
+    NoUser,
+    /// Not text.
+    #[error("startup parameter {0} is not valid UTF-8")]
+    NotText(&'static str),
+    /// `options` has something that is not a setting.
+    #[error("unsupported command-line argument in startup options (only -c name=value and --name=value are)")]
+    BadOptions,
+    /// Too many settings for one session.
+    #[error("too many startup parameters")]
+    TooMany,
+}
+
+/// Settings that one startup packet may have.
+const SETTINGS_MAX: usize = 128;
+
+impl StartupParameters {
+    /// Sorts the parameters of a packet.
+    pub fn read(parameters: &[(Vec<u8>, Vec<u8>)]) -> Result<Self, StartupError> {
+        let (mut user, mut database, mut replication) = (None, None, None);
+        let mut settings = BTreeMap::new();
+        let mut unknown_options = Vec::new();
+        for (name, value) in parameters {
+            match name.as_slice() {
+                b"user" => user = Some(text("user", value)?),
+                b"database" => database = Some(text("database", value)?),
+                b"replication" => replication = replication_kind(&text("replication", value)?),
+                b"options" => read_options(&text("options", value)?, &mut settings)?,
+                name if name.starts_with(b"_pq_.") => unknown_options.push(name.to_vec()),
+                name => {
+                    let name = std::str::from_utf8(name).map_err(|_| StartupError::NotText("name"))?;
+                    settings.insert(name.to_ascii_lowercase().into(), value.as_slice().into());
+                }
+            }
+        }
+        if settings.len() > SETTINGS_MAX {
+            return Err(StartupError::TooMany);
+        }
+        let user = user.filter(|user| !user.is_empty()).ok_or(StartupError::NoUser)?;
+        let database = database.filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
+        let application_name = settings
+            .get("application_name")
+            .map(|name: &Box<[u8]>| String::from_utf8_lossy(name).into_owned())
+            .unwrap_or_default();
+        let settings = Settings::intern(settings);
+        Ok(Self { user, database, replication, settings, application_name, unknown_options })
+    }
+}
+
+fn text(name: &'static str, value: &[u8]) -> Result<String, StartupError> {
+    std::str::from_utf8(value).map(str::to_owned).map_err(|_| StartupError::NotText(name))
+}
+
+/// `replication` is a boolean, or `database` (`ProcessStartupPacket` in PostgreSQL).
+fn replication_kind(value: &str) -> Option<String> {
+    let off = ["false", "off", "no", "0", "f", "n"];
+    (!off.iter().any(|word| value.eq_ignore_ascii_case(word))).then(|| value.to_owned())
+}
+
+/// `-c name=value`, `-cname=value` and `--name=value`, split at blanks; a backslash takes the next character
+/// as it is (`pg_split_opts` in PostgreSQL).
+fn read_options(options: &str, settings: &mut BTreeMap<Box<str>, Box<[u8]>>) -> Result<(), StartupError> {
+    let mut words = split_options(options).into_iter();
+    while let Some(word) = words.next() {
+        let assignment = match word.strip_prefix("--") {
+            Some(assignment) => assignment.to_owned(),
+            None => match word.strip_prefix("-c") {
+                Some("") => words.next().ok_or(StartupError::BadOptions)?,
+                Some(assignment) => assignment.to_owned(),
+                None => return Err(StartupError::BadOptions),
+            },
+        };
+        let (name, value) = assignment.split_once('=').ok_or(StartupError::BadOptions)?;
+        settings.insert(name.to_ascii_lowercase().replace('-', "_").into(), value.as_bytes().into());
+    }
+    Ok(())
+}
+
+fn split_options(options: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut word = String::new();
+    let mut chars = options.chars();
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => word.extend(chars.next()),
+            c if c.is_ascii_whitespace() => {
+                if !word.is_empty() {
+                    words.push(std::mem::take(&mut word));
+                }
+            }
+            c => word.push(c),
+        }
+    }
+    if !word.is_empty() {
+        words.push(word);
+    }
+    words
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(parameters: &[(&str, &str)]) -> Result<StartupParameters, StartupError> {
+        let owned: Vec<_> =
+            parameters.iter().map(|(n, v)| (n.as_bytes().to_vec(), v.as_bytes().to_vec())).collect();
+        StartupParameters::read(&owned)
+    }
+
+    #[test]
+    fn options_become_settings() {
+        // Losing one would give the session other settings than it asked for.
+        let read = read(&[
+            ("user", "u"),
+            ("options", r"-c statement_timeout=5s -csearch_path=a\ b --work-mem=4MB"),
+            ("TimeZone", "UTC"),
+        ])
+        .unwrap();
+
+        let settings: Vec<_> =
+            read.settings.iter().map(|(n, v)| format!("{n}={}", String::from_utf8_lossy(v))).collect();
+        assert_eq!(settings, ["search_path=a b", "statement_timeout=5s", "timezone=UTC", "work_mem=4MB"]);
+        assert_eq!((read.database.as_str(), read.replication), ("u", None));
+    }
+
+    #[test]
+    fn senseless_packets_are_refused() {
+        // PostgreSQL refuses them; accepting them would fail later and less clearly.
+        assert_eq!(read(&[("database", "d")]), Err(StartupError::NoUser));
+        assert_eq!(read(&[("user", "u"), ("options", "-d 5")]), Err(StartupError::BadOptions));
+        assert_eq!(read(&[("user", "u"), ("options", "-c")]), Err(StartupError::BadOptions));
+    }
+}

@@ -1,0 +1,66 @@
+//! What applications are told at login, remembered per pool so that a login needs no backend.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::Lease;
+use crate::backend::settings::read_back;
+use crate::backend::{BackendError, Settings};
+
+/// Welcomes remembered per pool; each combination of startup settings has its own.
+const KEPT: usize = 64;
+
+/// Names and values for `ParameterStatus`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Welcome {
+    /// In the order in which they are sent.
+    pub parameters: Vec<(Box<str>, Box<[u8]>)>,
+}
+
+impl Welcome {
+    /// Asks a backend that was brought to the session's settings.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: discard the lease when this is dropped midway.
+    pub async fn ask(lease: &mut Lease) -> Result<Arc<Self>, BackendError> {
+        if lease.pool().key.replication.is_some() {
+            let parameters = lease.reported.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
+            return Ok(Arc::new(Self { parameters }));
+        }
+        let names: Vec<Box<str>> = lease.reported.keys().cloned().collect();
+        let rows = lease.query(&read_back(names.iter().map(|name| &**name))).await?;
+        let values = rows.into_iter().next().unwrap_or_default();
+        let parameters = names
+            .into_iter()
+            .zip(values)
+            .filter_map(|(name, value)| value.map(|value| (name, value.into_boxed_slice())))
+            .collect();
+        Ok(Arc::new(Self { parameters }))
+    }
+}
+
+/// The remembered welcomes of one pool.
+#[derive(Debug, Default)]
+pub struct Welcomes(Mutex<Vec<(Arc<Settings>, Arc<Welcome>)>>);
+
+impl Welcomes {
+    /// The welcome for these settings.
+    pub fn get(&self, settings: &Arc<Settings>) -> Option<Arc<Welcome>> {
+        let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.iter().find(|(key, _)| Arc::ptr_eq(key, settings)).map(|(_, welcome)| Arc::clone(welcome))
+    }
+
+    /// Remembers a welcome; the oldest is forgotten.
+    pub fn insert(&self, settings: Arc<Settings>, welcome: Arc<Welcome>) {
+        let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.retain(|(key, _)| !Arc::ptr_eq(key, &settings));
+        if kept.len() >= KEPT {
+            kept.remove(0);
+        }
+        kept.push((settings, welcome));
+    }
+
+    /// Forgets all: the server is another one, or differently configured.
+    pub fn clear(&self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
