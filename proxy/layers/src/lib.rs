@@ -4,9 +4,11 @@
 //! called are passed in by the caller.
 
 pub mod backoff;
+pub mod breaker;
 pub mod deadline;
 pub mod shed;
 
 pub use backoff::Backoff;
+pub use breaker::{Breaker, BreakerConfig, BreakerLayer, CircuitOpen};
 pub use deadline::{Deadline, DeadlineExceeded, EnforceDeadline, EnforceDeadlineLayer, HasDeadline};
 pub use shed::{Overloaded, Priority, Shed, ShedLayer};
