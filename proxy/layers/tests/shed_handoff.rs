@@ -153,6 +153,44 @@ async fn the_ramp_bounds_what_is_in_flight_and_lifting_it_serves_who_waits() {
     assert!(poll(&mut second).is_ready());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn threads_that_share_it_lose_nothing_and_never_exceed_the_ceiling() {
+    // A place freed in one thread and answered in another would hand one waiter's item to a stranger, or nobody.
+    let handoff = stocked(&[3, 2], 4);
+    let in_use = std::sync::Arc::new([const { std::sync::atomic::AtomicUsize::new(0) }; 2]);
+    let tasks: Vec<_> = (0..16_usize)
+        .map(|task| {
+            let (handoff, in_use) = (handoff.clone(), in_use.clone());
+            tokio::spawn(async move {
+                let lane = task % 2;
+                for round in 0..500_usize {
+                    let checkout = handoff.checkout(lane, Ask::default());
+                    if (round + task) % 7 == 0 {
+                        let _ = tokio::time::timeout(Duration::from_micros(50), checkout).await;
+                        continue;
+                    }
+                    let lease = checkout.await.unwrap();
+                    let before = in_use[lane].fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    assert!(before < [3, 2][lane], "the ceiling was exceeded");
+                    tokio::task::yield_now().await;
+                    in_use[lane].fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    drop(lease);
+                }
+            })
+        })
+        .collect();
+
+    for task in tasks {
+        task.await.unwrap();
+    }
+
+    assert_eq!(handoff.idle(), 4);
+    for lane in [READ, WRITE] {
+        let stats = handoff.stats(lane).unwrap();
+        assert_eq!((stats.in_flight, stats.waiting), (0, 0));
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Step {
     Ask { lane: usize, priority: usize, budget_ms: u64 },

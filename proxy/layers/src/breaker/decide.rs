@@ -45,6 +45,8 @@ pub(super) struct Decider<C, E, R> {
     /// Calls that began before this are of an epoch that is over.
     epoch_began: Instant,
     force: Force,
+    /// While the breaker is open without a cause: when to ask for it again.
+    next_diagnosis: Instant,
     events: E,
     random: R,
 }
@@ -59,24 +61,40 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
             latencies: Latencies::new(now),
             epoch_began: now,
             force: Force::Auto,
+            next_diagnosis: now,
             events,
             random,
         }
     }
 
     pub(super) fn take(&mut self, woken: Woken<C>, now: Instant) -> Diagnosis {
-        let order = self.obey(now);
+        self.obey(now);
         let event = match woken {
-            Woken::Tick => Some(Event::Tick(self.look(now))),
-            Woken::Probed(Asked { started, session }, outcome) => {
-                Some(Event::Probed { started, session, outcome })
-            }
-            Woken::Diagnosed(cause) => cause.map(Event::Diagnosed),
-            Woken::Report(Report::Proof(cause)) => Some(Event::Reported(cause)),
-            Woken::Report(Report::Ordered) => None,
+            Woken::Tick => Event::Tick(self.look(now)),
+            Woken::Probed(Asked { started, session }, outcome) => Event::Probed { started, session, outcome },
+            Woken::Diagnosed(Some(cause)) => Event::Diagnosed(cause),
+            Woken::Report(Report::Proof(cause)) => Event::Reported(cause),
+            Woken::Diagnosed(None) | Woken::Report(Report::Ordered) => return self.diagnosis(now),
         };
-        let decided = event.map_or(Diagnosis::Unneeded, |event| self.feed(event, now));
-        if order == Diagnosis::Wanted { order } else { decided }
+        self.feed(event, now);
+        self.diagnosis(now)
+    }
+
+    /// The cause is asked for as soon as there is something to explain, and again while there is no answer.
+    fn diagnosis(&mut self, now: Instant) -> Diagnosis {
+        let unexplained = match self.machine.phase() {
+            Phase::Suspect | Phase::Open | Phase::HalfOpen => self.machine.cause().is_none(),
+            Phase::Closed | Phase::Ramp { .. } | Phase::ForcedOpen | Phase::ForcedClosed => false,
+        };
+        if !unexplained {
+            self.next_diagnosis = now;
+            return Diagnosis::Unneeded;
+        }
+        if now < self.next_diagnosis {
+            return Diagnosis::Unneeded;
+        }
+        self.next_diagnosis = now + self.config.diagnosis_max;
+        Diagnosis::Wanted
     }
 
     /// Whether to start a probe now.
@@ -85,13 +103,12 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
         self.machine.probe_due(since_ok, now, &mut self.random)
     }
 
-    fn obey(&mut self, now: Instant) -> Diagnosis {
+    fn obey(&mut self, now: Instant) {
         let force = self.handle.ordered();
-        if force == self.force {
-            return Diagnosis::Unneeded;
+        if force != self.force {
+            self.force = force;
+            self.feed(Event::Forced(force), now);
         }
-        self.force = force;
-        self.feed(Event::Forced(force), now)
     }
 
     fn look(&mut self, now: Instant) -> Sight {
@@ -108,16 +125,13 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
         }
     }
 
-    fn feed(&mut self, event: Event<C>, now: Instant) -> Diagnosis {
+    fn feed(&mut self, event: Event<C>, now: Instant) {
         let epoch = self.machine.epoch();
-        match self.machine.on(event, now, &mut self.random) {
-            Some(change) => {
-                if change.epoch != epoch {
-                    self.start_epoch(now);
-                }
-                self.switch(&change, now)
+        if let Some(change) = self.machine.on(event, now, &mut self.random) {
+            if change.epoch != epoch {
+                self.start_epoch(now);
             }
-            None => Diagnosis::Unneeded,
+            self.switch(&change, now);
         }
     }
 
@@ -130,7 +144,7 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
 
     /// Shuts before it tells (or whoever is told would flush a queue that still fills), and tells before it opens
     /// (or calls would pass a limit that is not set yet).
-    fn switch(&mut self, change: &Change<C>, now: Instant) -> Diagnosis {
+    fn switch(&mut self, change: &Change<C>, now: Instant) {
         let publish = |decider: &Self| {
             let retry_at = decider.machine.retry_at(now);
             decider.handle.publish(change.to, change.epoch, change.cause.clone(), retry_at);
@@ -141,13 +155,6 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
         } else {
             publish(self);
             self.events.changed(change);
-        }
-        let changed = change.from != change.to;
-        let unexplained = change.to == Phase::Open && change.cause.is_none();
-        if changed && (change.to == Phase::Suspect || unexplained) {
-            Diagnosis::Wanted
-        } else {
-            Diagnosis::Unneeded
         }
     }
 }

@@ -80,6 +80,7 @@ where
             })
             .await;
             let now = Instant::now();
+            // One that is under way has been asked about the same trouble.
             if decider.take(woken, now) == Diagnosis::Wanted && diagnosing.is_none() {
                 diagnosing = Some(Box::pin(diagnose_within(&diagnose, config)));
             }

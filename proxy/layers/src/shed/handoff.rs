@@ -23,10 +23,12 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::time::Instant;
 
+use super::ask::{Admission, Ask, Fared, QueueConfig};
 use super::checkout::Checkout;
 use super::error::{Overloaded, Reason};
 use super::lease::Lease;
-use super::queue::{Admission, AdmitQueue, Ask, Fared, QueueConfig, WaiterId};
+use super::list::WaiterId;
+use super::queue::AdmitQueue;
 use super::wake::WakeList;
 
 /// Index of a lane, in the order in which they were given to [`Handoff::new`].
