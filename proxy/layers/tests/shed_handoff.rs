@@ -81,6 +81,19 @@ async fn a_waiter_dropped_before_the_hand_over_leaves_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_idle_items_the_warmest_goes_first_unless_another_is_preferred() {
+    // The oldest first would keep every item of a burst in use, and cold; a preference must not refuse.
+    let handoff = stocked(&[4], 4);
+
+    let by = |wanted: u32| *handoff.try_checkout_by(READ, &Ask::default(), |item| *item == wanted).unwrap();
+
+    assert_eq!(*take(&handoff, READ), 3);
+    assert_eq!(by(1), 1);
+    assert_eq!(*take(&handoff, READ), 1, "the last returned");
+    assert_eq!(by(77), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stuck_lane_cannot_take_the_items_of_another() {
     // One limit for both would let three stuck writes leave nothing to read with.
     let handoff = stocked(&[4, 3], 4);

@@ -1,6 +1,13 @@
 use std::time::Duration;
 
+use rand::{Rng, RngExt};
+
 /// When the breaker trips, and how it comes back.
+///
+/// Defaults with a precedent: five failures in a row as in Envoy (`consecutive_5xx`) and gobreaker; half of at
+/// least twenty calls within ten seconds as in Hystrix; one connect in the proof of recovery because a live session
+/// says nothing about accepting. The others follow from the promise to trip within 1.5 s: a bound of 1 s, half
+/// of it to suspicion, and 500 ms for the probe that runs meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct BreakerConfig {
     /// Time between two looks at what is in flight.
@@ -87,5 +94,11 @@ impl BreakerConfig {
         p99.map_or(self.stuck_max, |p99| {
             p99.saturating_mul(self.stuck_factor).clamp(self.stuck_min, self.stuck_max)
         })
+    }
+
+    /// The time, more or less.
+    pub(super) fn jittered(&self, time: Duration, random: &mut impl Rng) -> Duration {
+        let spread = u32::from(self.jitter.min(100));
+        time * random.random_range(100 - spread..=100 + spread) / 100
     }
 }

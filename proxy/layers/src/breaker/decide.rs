@@ -4,11 +4,11 @@ use rand::Rng;
 use tokio::time::Instant;
 
 use super::config::BreakerConfig;
-use super::event::{Change, Events, Force, ProbeOutcome, Session};
+use super::event::{Change, Event, Events, Force, ProbeOutcome, Session, Sight};
 use super::handle::{Handle, Report};
 use super::latency::Latencies;
 use super::phase::Phase;
-use super::state::{Event, Machine, Sight};
+use super::state::Machine;
 use super::window::Window;
 
 /// A probe that is under way.

@@ -124,3 +124,40 @@ pub enum Force {
     /// Admit everything.
     Closed,
 }
+
+/// What is seen at one tick.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Sight {
+    /// What is in flight.
+    pub scan: Scan,
+    /// What completed within the last ten seconds.
+    pub recent: Counts,
+    /// Failures since the last success.
+    pub failures_in_a_row: u32,
+    /// Time since a call last did its work.
+    pub since_ok: Option<Duration>,
+    /// When a call counts as stuck.
+    pub stuck_after: Duration,
+}
+
+/// Something that happened.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event<C> {
+    /// Time for a look.
+    Tick(Sight),
+    /// A probe came back that was started at this time.
+    Probed {
+        /// When it was started.
+        started: Instant,
+        /// On which connection.
+        session: Session,
+        /// What it found.
+        outcome: ProbeOutcome,
+    },
+    /// The diagnosis came back.
+    Diagnosed(C),
+    /// A proof that needs no confirmation.
+    Reported(C),
+    /// An order.
+    Forced(Force),
+}

@@ -44,6 +44,7 @@ mod handle;
 mod latency;
 mod layer;
 mod phase;
+mod probes;
 mod slots;
 mod state;
 mod tally;
@@ -58,13 +59,15 @@ use tower_service::Service;
 
 pub use config::BreakerConfig;
 pub use error::CircuitOpen;
-pub use event::{Change, Diagnose, Events, Evidence, Force, NoDiagnosis, Probe, ProbeOutcome, Session};
+pub use event::{
+    Change, Diagnose, Event, Events, Evidence, Force, NoDiagnosis, Probe, ProbeOutcome, Session, Sight,
+};
 pub use future::ResponseFuture;
 pub use handle::{Handle, Ticket};
 pub use layer::BreakerLayer;
 pub use phase::Phase;
 pub use slots::{Scan, SlotTable};
-pub use state::{Event, Machine, Sight};
+pub use state::Machine;
 pub use tally::Outcome;
 pub use watchdog::{Senses, Watchdog};
 pub use window::Counts;

@@ -1,55 +1,18 @@
-//! The machine: from what is seen to what is done. Pure: time and randomness are arguments.
+//! The states of the breaker and the rules between them.
 
 use std::time::Duration;
 
-use rand::{Rng, RngExt};
+use rand::Rng;
 use tokio::time::Instant;
 
 use super::config::BreakerConfig;
-use super::event::{Change, Evidence, Force, ProbeOutcome, Session};
+use super::event::{Change, Event, Evidence, Force, ProbeOutcome, Session, Sight};
 use super::phase::{Phase, RAMP_STEPS};
+use super::probes::{Probes, Verdict};
 use super::slots::Scan;
-use super::window::Counts;
 
 /// A cause found longer ago says nothing about a trip: it was that of something else.
 const CAUSE_MAX: Duration = Duration::from_secs(3);
-
-/// What is seen at one tick.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Sight {
-    /// What is in flight.
-    pub scan: Scan,
-    /// What completed within the last ten seconds.
-    pub recent: Counts,
-    /// Failures since the last success.
-    pub failures_in_a_row: u32,
-    /// Time since a call last did its work.
-    pub since_ok: Option<Duration>,
-    /// When a call counts as stuck.
-    pub stuck_after: Duration,
-}
-
-/// Something that happened.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Event<C> {
-    /// Time for a look.
-    Tick(Sight),
-    /// A probe came back that was started at this time.
-    Probed {
-        /// When it was started.
-        started: Instant,
-        /// On which connection.
-        session: Session,
-        /// What it found.
-        outcome: ProbeOutcome,
-    },
-    /// The diagnosis came back.
-    Diagnosed(C),
-    /// A proof that needs no confirmation.
-    Reported(C),
-    /// An order.
-    Forced(Force),
-}
 
 /// The states, with what each must remember.
 #[derive(Debug, Clone, PartialEq)]
@@ -72,30 +35,16 @@ struct Good {
     fresh: bool,
 }
 
-/// What the last probes say. A good one vetoes every trip but those by proof and by order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
-    /// Asked, not yet answered.
-    Pending,
-    Good,
-    Bad,
-    /// Probes cannot tell.
-    Unknown,
-}
-
-/// Decides; see the [module](self).
+/// From what is seen to what is done. Pure: time and randomness are arguments.
+///
+/// The rules are in the documentation of the [module](crate::breaker).
 #[derive(Debug)]
 pub struct Machine<C> {
     config: BreakerConfig,
     state: State,
     epoch: u64,
-    verdict: Verdict,
-    bad_probes: u32,
-    last_bad: ProbeOutcome,
+    probes: Probes,
     stuck_ticks: u32,
-    next_probe: Instant,
-    next_session: Session,
-    last_probe: Option<Instant>,
     cause: Option<C>,
     /// When the cause was found.
     cause_at: Instant,
@@ -112,13 +61,8 @@ impl<C: Clone> Machine<C> {
             config,
             state: State::Closed,
             epoch: 0,
-            verdict: Verdict::Unknown,
-            bad_probes: 0,
-            last_bad: ProbeOutcome::Failed,
+            probes: Probes::new(now),
             stuck_ticks: 0,
-            next_probe: now,
-            next_session: Session::Fresh,
-            last_probe: None,
             cause: None,
             cause_at: now,
             last_hold: None,
@@ -167,25 +111,17 @@ impl<C: Clone> Machine<C> {
         now: Instant,
         random: &mut impl Rng,
     ) -> Option<Session> {
-        if now < self.next_probe {
-            return None;
-        }
         let calm = matches!(self.state, State::Closed | State::ForcedClosed);
-        let cadence = if calm { self.config.probe_closed } else { self.config.probe_other };
         // Good probes must span a time: without jitter they do so after as few as possible.
         let counting = matches!(self.state, State::HalfOpen { good } if good.count > 0);
-        self.next_probe = now + if counting { cadence } else { self.jittered(cadence, random) };
-        // Traffic that succeeds is the better probe.
-        if calm && since_ok.is_some_and(|since| since < self.config.good_span) {
+        let cadence = if calm { self.config.probe_closed } else { self.config.probe_other };
+        let cadence = if counting { cadence } else { self.config.jittered(cadence, random) };
+        if !self.probes.due(cadence, now) {
             return None;
         }
-        self.last_probe = Some(now);
-        let session = self.next_session;
-        self.next_session = match session {
-            Session::Kept => Session::Fresh,
-            Session::Fresh => Session::Kept,
-        };
-        Some(session)
+        // Traffic that succeeds is the better probe.
+        let spared = calm && since_ok.is_some_and(|since| since < self.config.good_span);
+        (!spared).then(|| self.probes.start(now))
     }
 
     /// Takes in what happened. Returns what changed.
@@ -205,32 +141,20 @@ impl<C: Clone> Machine<C> {
             // ## Closed => Suspect
             State::Closed => {
                 let evidence = self.suspicion(sight)?;
-                self.suspect(now);
+                self.probes.ask_again(self.config.tick * 2, now);
+                self.cause = None;
                 Some(self.change(State::Suspect, evidence, now))
             }
             State::Suspect => self.confirm(sight, now, random),
             // ## Open => HalfOpen
             State::Open { until } => (now >= until).then(|| {
                 let hold = self.last_hold.unwrap_or(Duration::ZERO);
-                self.next_probe = now;
+                self.probes.hurry(now);
                 self.change(State::HalfOpen { good: Good::default() }, Evidence::HoldOver(hold), now)
             }),
             State::Ramp { step, next } => self.ramp(step, next, sight, now, random),
             State::HalfOpen { .. } | State::ForcedOpen | State::ForcedClosed => None,
         }
-    }
-
-    /// Something looks wrong: ask at once, and do not count what was answered before.
-    fn suspect(&mut self, now: Instant) {
-        self.verdict = Verdict::Pending;
-        self.probe_soon(now);
-        self.cause = None;
-    }
-
-    /// At once, but not on every tick of a suspicion that comes and goes.
-    fn probe_soon(&mut self, now: Instant) {
-        let pause = self.config.tick * 2;
-        self.next_probe = self.last_probe.map_or(now, |last| now.max(last + pause));
     }
 
     fn confirm(&mut self, sight: &Sight, now: Instant, random: &mut impl Rng) -> Option<Change<C>> {
@@ -239,9 +163,9 @@ impl<C: Clone> Machine<C> {
             return Some(self.trip(evidence, now, random));
         }
         // ## Suspect => Closed
-        let cleared = self.verdict == Verdict::Good && self.suspicion(sight).is_none();
-        let silent = self.verdict == Verdict::Unknown && self.suspicion(sight).is_none();
-        (cleared || silent).then(|| self.change(State::Closed, Evidence::Cleared, now))
+        let answered = matches!(self.probes.verdict(), Verdict::Good | Verdict::Unknown);
+        (answered && self.suspicion(sight).is_none())
+            .then(|| self.change(State::Closed, Evidence::Cleared, now))
     }
 
     fn ramp(
@@ -257,7 +181,7 @@ impl<C: Clone> Machine<C> {
             return Some(self.trip(evidence, now, random));
         }
         let failing = percent(sight.recent.failed, sight.recent.calls()) >= self.config.ramp_failures;
-        let stuck = sight.scan.stuck > 0 && self.verdict != Verdict::Good;
+        let stuck = sight.scan.stuck > 0 && self.probes.verdict() != Verdict::Good;
         // A rate that stays bad while probes are good is not the service's: it must not pin the ramp for ever.
         let patient = now < next + self.config.ramp_step * 4;
         if now < next || stuck || failing && patient {
@@ -281,12 +205,12 @@ impl<C: Clone> Machine<C> {
         outcome: ProbeOutcome,
         now: Instant,
     ) -> Option<Change<C>> {
-        self.judge(outcome);
+        self.probes.answered(outcome);
         match self.state {
             State::HalfOpen { good } => self.half_open(good, started, session, outcome, now),
             // ## Closed => Suspect: a service that nobody calls can fail, too.
-            State::Closed if self.verdict == Verdict::Bad => {
-                self.probe_soon(now);
+            State::Closed if self.probes.verdict() == Verdict::Bad => {
+                self.probes.hurry(now + self.config.tick * 2);
                 self.cause = None;
                 Some(self.change(State::Suspect, Evidence::Probe(outcome), now))
             }
@@ -296,24 +220,6 @@ impl<C: Clone> Machine<C> {
             | State::Ramp { .. }
             | State::ForcedOpen
             | State::ForcedClosed => None,
-        }
-    }
-
-    fn judge(&mut self, outcome: ProbeOutcome) {
-        match outcome {
-            ProbeOutcome::Ok => {
-                self.verdict = Verdict::Good;
-                self.bad_probes = 0;
-            }
-            ProbeOutcome::Timeout | ProbeOutcome::Failed => {
-                self.verdict = Verdict::Bad;
-                self.bad_probes += 1;
-                self.last_bad = outcome;
-            }
-            ProbeOutcome::Inconclusive => {
-                self.verdict = Verdict::Unknown;
-                self.bad_probes = 0;
-            }
         }
     }
 
@@ -335,7 +241,7 @@ impl<C: Clone> Machine<C> {
         }
         let first = *good.first.get_or_insert(now);
         if good.count == 0 {
-            self.next_probe = started + self.config.probe_other;
+            self.probes.hurry(started + self.config.probe_other);
         }
         good.count += 1;
         good.fresh |= session == Session::Fresh;
@@ -395,7 +301,7 @@ impl<C: Clone> Machine<C> {
             (Force::Auto, _) => return None,
         };
         self.cause = None;
-        self.next_probe = now;
+        self.probes.hurry(now);
         self.epoch += 1;
         Some(self.change(state, Evidence::Forced(force), now))
     }
@@ -413,7 +319,7 @@ impl<C: Clone> Machine<C> {
         }
         self.epoch += 1;
         self.stuck_ticks = 0;
-        let until = now + self.jittered(hold, random);
+        let until = now + self.config.jittered(hold, random);
         self.change(State::Open { until }, evidence, now)
     }
 
@@ -426,16 +332,14 @@ impl<C: Clone> Machine<C> {
             Some(Evidence::ConsecutiveFailures(sight.failures_in_a_row))
         } else if sight.recent.calls() >= self.config.rate_calls && rate >= self.config.rate_share {
             Some(Evidence::FailureRate(sight.recent))
-        } else if self.bad_probes > 0 {
-            Some(Evidence::Probe(self.last_bad))
         } else {
-            None
+            self.probes.failures(1).map(Evidence::Probe)
         }
     }
 
     /// Why the service is to be taken for gone, if it is.
     fn trips(&self, sight: &Sight) -> Option<Evidence> {
-        let bad = match self.verdict {
+        let bad = match self.probes.verdict() {
             Verdict::Good | Verdict::Pending => return None,
             Verdict::Bad => true,
             Verdict::Unknown => false,
@@ -445,8 +349,8 @@ impl<C: Clone> Machine<C> {
         let many = self.stuck_ticks >= self.config.stuck_ticks;
         if !progress && (many || bad && sight.scan.stuck > 0) {
             Some(Evidence::Stuck(sight.scan))
-        } else if !progress && bad && self.bad_probes >= self.config.probe_failures {
-            Some(Evidence::Probe(self.last_bad))
+        } else if let Some(failed) = self.probes.failures(self.config.probe_failures).filter(|_| !progress) {
+            Some(Evidence::Probe(failed))
         } else if sight.failures_in_a_row >= self.config.consecutive_failures {
             Some(Evidence::ConsecutiveFailures(sight.failures_in_a_row))
         } else if sight.recent.calls() >= self.config.rate_calls && rate >= self.config.rate_share {
@@ -468,11 +372,6 @@ impl<C: Clone> Machine<C> {
         let from = self.phase();
         self.state = state;
         Change { at, from, to: self.phase(), epoch: self.epoch, cause: self.cause.clone(), evidence }
-    }
-
-    fn jittered(&self, time: Duration, random: &mut impl Rng) -> Duration {
-        let spread = u32::from(self.config.jitter.min(100));
-        time * random.random_range(100 - spread..=100 + spread) / 100
     }
 }
 

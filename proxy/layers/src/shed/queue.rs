@@ -1,7 +1,4 @@
-//! Who may go on, who waits, who is refused: the policy, without locks, wakers or a clock.
-//!
-//! An [`AdmitQueue`] counts permits in flight against a [`Limit`] and keeps waiters of any type `W`. Whoever owns
-//! it decides what a waiter is and how it is told; [`Handoff`](super::Handoff) is one such owner.
+//! The policy of admission.
 
 use std::time::Duration;
 
@@ -14,9 +11,13 @@ use super::limit::Limit;
 use super::list::{Wait, WaitList, WaiterId};
 use super::priority::Priority;
 
-/// The policy; see the [module](self). Every operation is O(1) in the number of waiters but
-/// [`sweep`](Self::sweep) and [`flush`](Self::flush), which are O(n), and [`next`](Self::next), which refuses on
-/// its way those who have waited too long.
+/// Who may go on, who waits, who is refused: the policy, without locks, wakers or a clock.
+///
+/// An [`AdmitQueue`] counts permits in flight against a [`Limit`] and keeps waiters of any type `W`. Whoever owns
+/// it decides what a waiter is and how it is told; [`Handoff`](super::Handoff) is one such owner.
+///
+/// Every operation is O(1) in the number of waiters but [`sweep`](Self::sweep) and [`flush`](Self::flush), which are
+/// O(n), and [`next`](Self::next), which refuses on its way those who have waited too long.
 #[derive(Debug)]
 pub struct AdmitQueue<W> {
     config: QueueConfig,
