@@ -256,6 +256,26 @@ async fn zombies_of_the_outage_do_not_trip_it_again() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn failures_of_before_the_trip_are_forgotten_when_traffic_returns() {
+    // Otherwise the first look after the ramp would find the service suspect for what it did before.
+    let bench = Bench::start(1);
+    for _ in 0..30 {
+        let ticket = bench.begin(0).unwrap();
+        bench.end(0, ticket, Outcome::Failed);
+    }
+    bench.service.hung.store(true, Ordering::Relaxed);
+    bench.begin(0);
+    bench.until_open().await;
+    bench.service.hung.store(false, Ordering::Relaxed);
+    bench.until(|phase| phase == Phase::Closed, Duration::from_secs(8)).await;
+
+    sleep(Duration::from_secs(3)).await;
+
+    let changes = bench.changes.lock().unwrap_or_else(PoisonError::into_inner);
+    assert_eq!(changes.last().map(|change| change.to), Some(Phase::Closed));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_diagnosis_that_hangs_delays_nothing() {
     // Waiting for the cause would keep the app hanging for the sake of an explanation.
     let bench = Bench::start(1);

@@ -166,6 +166,96 @@ async fn the_ramp_bounds_what_is_in_flight_and_lifting_it_serves_who_waits() {
     assert!(poll(&mut second).is_ready());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_sweep_serves_those_whose_share_no_longer_binds() {
+    // No item comes back that could wake them: they would wait beside an idle one.
+    let queue = QueueConfig { wait_max: Duration::from_secs(5), ..QueueConfig::default() };
+    let handoff = Handoff::new([LaneConfig { ceiling: 2, queue }]);
+    (0..2).for_each(|item| handoff.put(item));
+    let taken = [(); 2].map(|()| take(&handoff, READ));
+    let ask = |priority| Ask { priority, deadline: None };
+    let mut important = handoff.checkout(READ, ask(Priority::Critical));
+    let mut batch = handoff.checkout(READ, ask(Priority::Sheddable));
+    assert!(poll(&mut important).is_pending() && poll(&mut batch).is_pending());
+    advance(Duration::from_millis(201)).await;
+    drop(taken);
+    let _lease = poll(&mut important);
+    assert!(poll(&mut batch).is_pending(), "one of two is the share of sheddable work");
+
+    advance(Duration::from_millis(1001)).await;
+    handoff.sweep(Instant::now());
+
+    assert!(poll(&mut batch).is_ready());
+}
+
+/// What became of one request under load.
+struct Served {
+    priority: Priority,
+    waited: Duration,
+    result: Result<(), Reason>,
+}
+
+/// Offers `per_ms` requests each millisecond, every tenth of them critical, to ten permits of 10 ms each (one
+/// request per millisecond is the capacity).
+async fn load(handoff: &Handoff<u32>, per_ms: usize, lasts_ms: usize) -> Vec<Served> {
+    let mut tasks = Vec::new();
+    let mut ticks = tokio::time::interval(Duration::from_millis(1));
+    for ms in 0..lasts_ms {
+        ticks.tick().await;
+        for n in 0..per_ms {
+            let critical = (ms * per_ms + n).is_multiple_of(10);
+            let priority = if critical { Priority::Critical } else { Priority::Sheddable };
+            let handoff = handoff.clone();
+            tasks.push(tokio::spawn(async move {
+                let start = Instant::now();
+                let lease = handoff.checkout(READ, Ask { priority, deadline: None }).await;
+                let waited = start.elapsed();
+                if lease.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Served { priority, waited, result: lease.map(drop).map_err(|refusal| refusal.reason) }
+            }));
+        }
+        if ms % 10 == 0 {
+            handoff.sweep(Instant::now());
+        }
+    }
+    let sweeper = handoff.clone();
+    let sweeping = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            sweeper.sweep(Instant::now());
+        }
+    });
+    let mut served = Vec::new();
+    for task in tasks {
+        served.push(task.await.unwrap());
+    }
+    sweeping.abort();
+    served
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_times_the_load_costs_no_goodput_and_no_critical_request() {
+    // A queue without bounds serves only those who have given up; a shedder that sheds too much serves too few.
+    let handoff = stocked(&[10], 10);
+
+    let burst = load(&handoff, 3, 5000).await;
+
+    let goodput = burst.iter().filter(|served| served.result.is_ok()).count();
+    assert!(goodput >= 4500, "{goodput} of a capacity of 5000");
+    let longest = burst.iter().map(|served| served.waited).max().unwrap();
+    assert!(longest <= Duration::from_millis(1011), "waited {longest:?}");
+    let critical: Vec<_> = burst.iter().filter(|served| served.priority == Priority::Critical).collect();
+    assert!(critical.iter().all(|served| served.result.is_ok()));
+    let slowest = critical.iter().map(|served| served.waited).max().unwrap();
+    assert!(slowest <= Duration::from_millis(20), "a critical request waited {slowest:?}");
+
+    // After the burst everything is as before: half the capacity is served without a wait.
+    let after = load(&handoff, 1, 1000).await;
+    assert!(after.iter().all(|served| served.result.is_ok() && served.waited <= Duration::from_millis(10)));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn threads_that_share_it_lose_nothing_and_never_exceed_the_ceiling() {
     // A place freed in one thread and answered in another would hand one waiter's item to a stranger, or nobody.
