@@ -259,8 +259,8 @@ async fn large_copies_stream_both_ways_in_bounded_memory() {
     app.send(Frames::new().query(&copy_in(&table))).await;
     app.expect(b'G').await;
     for block in 0..40 {
-        let data: String = (0..1000).map(|row| format!("{}{line}", block * 1000 + row)).collect();
-        app.send(Frames::new().copy_data(data.as_bytes())).await;
+        let lines: Vec<String> = (0..1000).map(|row| format!("{}{line}", block * 1000 + row)).collect();
+        app.send(Frames::new().copy_data(lines.concat().as_bytes())).await;
     }
     let loaded = app.exchange(Frames::new().copy_done()).await;
     app.send(Frames::new().query(&format!("COPY {table} TO STDOUT"))).await;

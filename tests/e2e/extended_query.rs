@@ -17,6 +17,7 @@ fn prepare(statement: &str, sql: &str) -> Frames {
 }
 
 #[tokio::test]
+#[expect(clippy::too_many_lines, reason = "one table")]
 async fn answers_are_the_database_s_own() {
     // Whole replies are compared. Each row is one exchange of a fresh session.
     let bench = Bench::start(TIDEGATE).await;
@@ -129,11 +130,15 @@ async fn answers_are_the_database_s_own() {
         ),
     ];
 
+    let mut differences = Vec::new();
     for (what, frames) in &rows {
         let (direct, through) = both(&bench, "postgres", frames).await;
-
-        assert_eq!(through, direct, "{what}");
+        if through != direct {
+            differences.push(format!("{what}:\n  {through:?}\n  instead of\n  {direct:?}"));
+        }
     }
+
+    assert!(differences.is_empty(), "{}", differences.join("\n"));
 }
 
 #[tokio::test]
@@ -191,7 +196,9 @@ async fn errors_come_with_flush_and_the_rest_is_skipped_until_sync() {
     let table = fresh_database();
     app.query(&format!("CREATE TABLE {table} ()")).await;
 
-    app.send(Frames::new().unnamed("SELECT 1/0", &[]).flush()).await;
+    // Not a constant, or it would fail in Bind already.
+    let failing = "SELECT 1/(g-1) FROM generate_series(1, 2) g";
+    app.send(Frames::new().unnamed(failing, &[]).flush()).await;
     for tag in [b'1', b'2', b'T'] {
         app.expect(tag).await;
     }
@@ -381,12 +388,12 @@ async fn a_simple_query_ends_the_unnamed_statement() {
     let mut direct = oracle("postgres").await;
     let (mut app, _) = bench.app().await;
 
-    for session in [&mut direct, &mut app] {
+    for (name, session) in [("PostgreSQL", &mut direct), ("the sidecar", &mut app)] {
         session.exchange(prepare("", "SELECT 'unnamed'")).await;
         session.query("SELECT 1").await;
         let gone = session.exchange(run("")).await;
 
-        assert_eq!(gone.error_code(), "26000");
+        assert_eq!(gone.error_code(), "26000", "{name}");
     }
 }
 
@@ -577,7 +584,7 @@ async fn a_conversation_split_at_any_byte_has_the_same_answers() {
     let direct = ScriptedApp::connect(([127, 0, 0, 1], bench.postgres.port()).into()).await;
     let expected = answers(direct, &bytes, &[]).await;
     let tags = Reply(expected.clone()).tags();
-    assert_eq!(tags.replace('N', ""), "RZCZGCZ12TDsDC3ZCZ12TEZTDCZ");
+    assert_eq!(tags.replace('N', ""), "RZCZGCZ12TDsDC3ZCZ1EZTDCZ");
 
     for offset in 0..bytes.as_ref().len() {
         let app = ScriptedApp::connect(bench.proxy.address()).await;

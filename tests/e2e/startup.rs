@@ -22,6 +22,9 @@ const VERSION_3_2: u32 = (3 << 16) | 2;
 const VERSION_3_9: u32 = (3 << 16) | 9;
 const VERSION_4_0: u32 = 4 << 16;
 
+/// Of a startup packet.
+type Parameters<'a> = &'a [(&'a str, &'a str)];
+
 const WHO: [(&str, &str); 2] = [("user", "postgres"), ("database", "postgres")];
 const POSTGRES: Credentials<'static> = Credentials { user: "postgres", password: "", database: "postgres" };
 
@@ -80,7 +83,7 @@ async fn versions_and_options_that_we_do_not_know_are_negotiated() {
     let bench = Bench::start(TIDEGATE).await;
     let unknown = [("_pq_.tide", "high"), ("_pq_.moon", "full")];
     let with_options: Vec<_> = WHO.iter().chain(&unknown).copied().collect();
-    let rows: [(u32, &[(&str, &str)], Option<u32>, &[&str]); 5] = [
+    let rows: [(u32, Parameters, Option<u32>, &[&str]); 5] = [
         (VERSION_3_0, &WHO, None, &[]),
         (VERSION_3_2, &WHO, None, &[]),
         (VERSION_3_9, &WHO, Some(VERSION_3_2), &[]),
@@ -190,7 +193,7 @@ fn sorted(greeting: &Greeting) -> Vec<(String, String)> {
 async fn settings_of_the_startup_packet_are_told_and_hold() {
     // Told but not applied, or applied to another session's backend: either would differ from SHOW.
     let bench = bench("pool.size = 1").await;
-    let rows: [(&[(&str, &str)], &str, &str); 8] = [
+    let rows: [(Parameters, &str, &str); 8] = [
         (&[("TimeZone", "Europe/Berlin")], "TimeZone", "Europe/Berlin"),
         (&[("timezone", "Asia/Tokyo")], "TimeZone", "Asia/Tokyo"),
         (&[("application_name", "harbour")], "application_name", "harbour"),
@@ -221,13 +224,13 @@ async fn settings_of_the_startup_packet_are_told_and_hold() {
 async fn settings_that_are_not_reported_hold_as_well() {
     // work_mem and search_path are in no ParameterStatus of PostgreSQL 15: only SHOW can tell.
     let bench = bench("pool.size = 1").await;
-    let parameters = [("options", "-c work_mem=5MB -c search_path=a\\ b,public"), ("geqo", "off")];
+    let parameters = [("options", "-c work_mem=5MB -c search_path=\"a\\ b\",public"), ("geqo", "off")];
     let mut app = ScriptedApp::connect(bench.proxy.address()).await;
     let (mut other, _) = bench.app().await;
 
     app.log_in_with(POSTGRES, &parameters).await.unwrap();
 
-    for (name, value) in [("work_mem", "5MB"), ("search_path", "a b,public"), ("geqo", "off")] {
+    for (name, value) in [("work_mem", "5MB"), ("search_path", "\"a b\",public"), ("geqo", "off")] {
         assert_ne!(other.query(&format!("SHOW {name}")).await.value().as_deref(), Some(value));
         assert_eq!(app.query(&format!("SHOW {name}")).await.value().as_deref(), Some(value), "{name}");
     }
