@@ -31,6 +31,10 @@ const KEYS_KEPT: usize = 1024;
 /// Questions of `auth_query` at the same time.
 const AUTH_QUERIES: usize = 4;
 
+/// Polls of sessions between two looks at the sockets while there is work. Each look is a system call; a batch
+/// of events is over long before.
+const EVENT_INTERVAL: u32 = 512;
+
 /// What all threads see.
 #[derive(Debug)]
 pub struct Shared {
@@ -424,7 +428,11 @@ async fn reload_on(hangup: &mut SignalStream, shared: &Arc<Shared>, sources: &So
 }
 
 fn start_worker(index: usize) -> io::Result<Worker> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(EVENT_INTERVAL)
+        .global_queue_interval(EVENT_INTERVAL)
+        .build()?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new().name(format!("tidegate-worker-{index}")).spawn(move || {
         enter_worker(index);

@@ -39,6 +39,11 @@ impl Socket {
         let Self::Tcp(stream) = self else { return Ok(()) };
         stream.set_nodelay(true)?;
         let socket = SockRef::from(stream);
+        if stream.peer_addr()?.ip().is_loopback() {
+            // Nothing to congest between two processes of one machine; the simplest algorithm costs least.
+            // Where it is not allowed the default stays.
+            let _ = socket.set_tcp_congestion(b"reno");
+        }
         let settings = TcpKeepalive::new()
             .with_time(keepalive.idle)
             .with_interval(keepalive.interval)
