@@ -257,7 +257,7 @@ impl Shared {
         let mut round = 0;
         loop {
             ticks.tick().await;
-            self.registry.clock.tick();
+            crate::clock::tick();
             let now = Instant::now();
             let upstreams = self.routes.upstreams();
             for upstream in upstreams.iter() {
@@ -267,15 +267,15 @@ impl Shared {
             }
             round = (round + 1) % SWEEPS_PER_ROUND;
             if round == 0 {
-                self.sweep_round(&upstreams, now);
+                self.sweep_round(&upstreams);
             }
         }
     }
 
-    fn sweep_round(&self, upstreams: &[Arc<Upstream>], now: Instant) {
+    fn sweep_round(&self, upstreams: &[Arc<Upstream>]) {
         for upstream in upstreams {
             for pool in upstream.pools() {
-                pool.sweep_idle(now);
+                pool.sweep_idle();
             }
             upstream.drop_unused_pools();
         }
@@ -287,7 +287,7 @@ impl Shared {
                 Phase::IdleInTransaction => timeouts.idle_in_transaction,
                 Phase::Login | Phase::Queued | Phase::Active => Duration::ZERO,
             };
-            if limit > Duration::ZERO && self.registry.clock.since(since) > limit {
+            if limit > Duration::ZERO && crate::clock::since(since) > limit {
                 entry.signal(Signal::Overdue);
             }
         }
