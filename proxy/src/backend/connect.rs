@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::{TcpStream, UnixStream, lookup_host};
@@ -16,6 +16,7 @@ use super::cancel::Peer;
 use super::{Backend, CancelTarget, Prepared, ServerError, Settings};
 use crate::auth::scram::{Binding, ClientCredential, Cost, KeyCache, ScramClient, ServerProof};
 use crate::auth::{Credential, Md5Digest, ScramError};
+use crate::clock;
 use crate::config::{SslMode, UpstreamAddress};
 use crate::io::socket::Keepalive;
 use crate::io::{Buffer, Socket, Stream};
@@ -133,7 +134,7 @@ enum Encryption {
 }
 
 impl Connector {
-    /// Opens a connection and logs in. `lifetime` is until [`Backend::retire_at`].
+    /// Opens a connection and logs in. `lifetime` is until [`Backend::retire_at_ms`].
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -262,7 +263,6 @@ struct Message {
 impl Handshake {
     fn into_backend(self, worker: usize, lifetime: Duration) -> Backend {
         let (process_id, secret) = self.key.unwrap_or_default();
-        let now = Instant::now();
         Backend {
             stream: self.stream,
             worker,
@@ -272,8 +272,8 @@ impl Handshake {
             applied: Settings::none(),
             reported: self.reported,
             status: TransactionStatus::Idle,
-            retire_at: now + lifetime,
-            idle_since: now,
+            retire_at_ms: clock::now_ms() + clock::millis(lifetime),
+            idle_since_ms: clock::now_ms(),
             generation: 0,
         }
     }

@@ -202,7 +202,7 @@ impl Conversation {
             application_name: parameters.application_name.into(),
         });
         self.say_welcome(&welcome, &registration, version >= VERSION_3_2);
-        registration.entry.enter(Phase::Idle, &registration.registry().clock);
+        registration.entry.enter(Phase::Idle);
         self.flush().await?;
         Ok(LoggedIn { registration, pool, startup })
     }
