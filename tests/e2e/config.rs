@@ -46,7 +46,6 @@ async fn check_says_where_and_what_is_wrong() {
     for (mistake, parts) in rows {
         let config = format!("{LEAST}{mistake}\n");
         let ended = ProxyOptions::new(TIDEGATE).config(&config).check().await;
-        let started = ProxyOptions::new(TIDEGATE).config(&config).run_to_end().await;
 
         assert_eq!(ended.status.code(), Some(2), "{mistake}: {}", ended.log);
         for part in parts {
@@ -54,6 +53,7 @@ async fn check_says_where_and_what_is_wrong() {
         }
         // The flags of the fixture give other addresses.
         if !mistake.contains(".address") {
+            let started = ProxyOptions::new(TIDEGATE).config(&config).run_to_end().await;
             assert_eq!(started.status.code(), Some(2), "{mistake}: {}", started.log);
         }
     }
@@ -84,10 +84,13 @@ async fn check_reads_the_files_that_are_named() {
         for (name, text) in files {
             options = options.file(name, text);
         }
-        let ended = options.check().await;
+        let ended = options.clone().check().await;
+        let started = options.run_to_end().await;
 
-        assert_eq!(ended.status.code(), Some(2), "{settings}: {}", ended.log);
-        assert!(ended.log.contains(named), "{settings}: {}", ended.log);
+        for ended in [started, ended] {
+            assert_eq!(ended.status.code(), Some(2), "{settings}: {}", ended.log);
+            assert!(ended.log.contains(named), "{settings}: {}", ended.log);
+        }
     }
 }
 
