@@ -20,7 +20,7 @@ fn prepare(statement: &str, sql: &str) -> Frames {
 #[expect(clippy::too_many_lines, reason = "one table")]
 async fn answers_are_the_database_s_own() {
     // Whole replies are compared. Each row is one exchange of a fresh session.
-    let bench = Bench::start(TIDEGATE).await;
+    let benches = [bench("").await, bench("pool.mode = \"session\"").await];
     let rows = [
         ("only Sync", Frames::new().sync()),
         ("one statement", Frames::new().unnamed("SELECT $1::int + 1", &[Some("2")]).sync()),
@@ -132,9 +132,11 @@ async fn answers_are_the_database_s_own() {
 
     let mut differences = Vec::new();
     for (what, frames) in &rows {
-        let (direct, through) = both(&bench, "postgres", frames).await;
-        if through != direct {
-            differences.push(format!("{what}:\n  {through:?}\n  instead of\n  {direct:?}"));
+        for bench in &benches {
+            let (direct, through) = both(bench, "postgres", frames).await;
+            if through != direct {
+                differences.push(format!("{what}:\n  {through:?}\n  instead of\n  {direct:?}"));
+            }
         }
     }
 
@@ -404,6 +406,73 @@ impl Order {
     fn below(&mut self, bound: u32) -> u32 {
         self.0 = self.0.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         (self.0 >> 8) % bound
+    }
+}
+
+/// Messages of one exchange, chosen at random: names that may exist or not, texts that may be wrong, a Sync
+/// or a Query at the end.
+fn random_exchange(order: &mut Order) -> Frames {
+    const TEXTS: [&str; 8] = [
+        "SELECT 1",
+        "SELECT g, 'x' FROM generate_series(1, 4) g",
+        "SELECT 1/(g-3) FROM generate_series(1, 4) g",
+        "BEGIN",
+        "COMMIT",
+        "ROLLBACK",
+        "SELEC",
+        "",
+    ];
+    let mut frames = Frames::new();
+    for _ in 0..=order.below(7) {
+        let name = ["", "a", "b"][order.below(3) as usize];
+        let portal = ["", "p", "q"][order.below(3) as usize];
+        frames = match order.below(12) {
+            0..3 => frames.parse(name, TEXTS[order.below(8) as usize], &[]),
+            3..6 => frames.bind(portal, name, &[]),
+            6..8 => frames.execute(portal, i32::try_from(order.below(3)).unwrap()),
+            8 => frames.describe_statement(name),
+            9 => frames.describe_portal(portal),
+            10 => frames.close_statement(name).close_portal(portal),
+            _ => frames.flush(),
+        };
+    }
+    frames.sync()
+}
+
+/// Tags and bodies; of errors, severity and SQLSTATE.
+fn essence(reply: &Reply) -> Vec<(char, String)> {
+    let of = |message: &Message| match message.problem() {
+        Some(problem) => format!("{} {}", problem.severity(), problem.code()),
+        None => format!("{:?}", message.body),
+    };
+    reply.0.iter().map(|message| (char::from(message.tag), of(message))).collect()
+}
+
+#[tokio::test]
+async fn random_conversations_are_answered_as_by_the_database() {
+    // Nobody thinks of every order of Parse, Bind, Close and errors; PostgreSQL's own answers are the measure.
+    // Between transactions another session uses the only backend, with the same names.
+    let bench = bench("pool.size = 1\npool.prepared_statements = 2").await;
+    let (mut other, _) = bench.app().await;
+    let disturb = Frames::new().parse("a", "SELECT 'theirs'", &[]).unnamed("SELECT 'theirs'", &[]).sync();
+
+    for seed in 0..60 {
+        let mut order = Order(seed);
+        let mut direct = oracle("postgres").await;
+        let (mut through, _) = bench.app().await;
+        for step in 0..20 {
+            let frames = random_exchange(&mut order);
+            let expected = direct.exchange(frames.clone()).await;
+            let found = through.exchange(frames.clone()).await;
+
+            let sent = String::from_utf8_lossy(frames.as_ref()).into_owned();
+            assert_eq!(essence(&found), essence(&expected), "seed {seed}, step {step}: {sent:?}");
+            if found.status() == Some('I') {
+                other.exchange(Frames::new().close_statement("a").raw(disturb.as_ref())).await;
+            }
+        }
+        direct.terminate().await;
+        through.terminate().await;
     }
 }
 
