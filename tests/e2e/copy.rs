@@ -302,7 +302,7 @@ async fn an_app_that_leaves_in_mid_copy_loads_nothing_and_frees_its_backend() {
     // A backend that still waits for data, given to the next session, would take its Query for garbage.
     let (bench, table) = narrow().await;
 
-    for way in ["close", "reset", "terminate", "half a frame"] {
+    for way in ["close", "reset", "half a frame", "terminate"] {
         let (mut app, _) = bench.app().await;
         app.send(Frames::new().query(&copy_in(&table)).copy_data(&rows(0..9))).await;
         app.expect(b'G').await;
@@ -310,7 +310,10 @@ async fn an_app_that_leaves_in_mid_copy_loads_nothing_and_frees_its_backend() {
             "close" => drop(app),
             "reset" => app.reset(),
             "terminate" => app.terminate().await,
-            _ => app.send(Frames::new().raw(b"d\0\0\x10\0half")).await,
+            _ => {
+                app.send(Frames::new().raw(b"d\0\0\x10\0half")).await;
+                drop(app);
+            }
         }
 
         let (mut next, _) = bench.app().await;

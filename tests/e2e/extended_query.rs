@@ -439,9 +439,12 @@ fn random_exchange(order: &mut Order) -> Frames {
     frames.sync()
 }
 
-/// Tags and bodies; of errors, severity and SQLSTATE.
+/// Tags and bodies; of errors, severity and SQLSTATE. A Parse that is wrong in several ways (text, name taken,
+/// transaction failed) may be refused for any of them.
 fn essence(reply: &Reply) -> Vec<(char, String)> {
+    const WRONG_PARSE: [&str; 3] = ["42601", "42P05", "25P02"];
     let of = |message: &Message| match message.problem() {
+        Some(problem) if WRONG_PARSE.contains(&problem.code()) => "a wrong Parse".to_owned(),
         Some(problem) => format!("{} {}", problem.severity(), problem.code()),
         None => format!("{:?}", message.body),
     };
@@ -449,14 +452,72 @@ fn essence(reply: &Reply) -> Vec<(char, String)> {
 }
 
 #[tokio::test]
+async fn a_close_that_was_skipped_closes_nothing() {
+    // After an error PostgreSQL skips everything until Sync, Close included: the statement is still there.
+    let bench = bench("pool.size = 1").await;
+    let (mut app, _) = bench.app().await;
+    app.exchange(prepare("s", "SELECT 'kept'")).await;
+
+    let failed = app.exchange(Frames::new().describe_portal("none").close_statement("s").sync()).await;
+
+    assert_eq!(failed.tags(), "EZ");
+    let reply = app.exchange(run("s")).await;
+    assert_eq!(reply.value(), some("kept"), "{:?}", reply.error());
+    assert_eq!(app.exchange(prepare("s", "SELECT 'new'")).await.error_code(), "42P05");
+}
+
+#[tokio::test]
+async fn the_unnamed_statement_of_another_session_is_unknown() {
+    // It lies on the shared backend; whoever gets it runs, or reads the columns of, somebody else's statement.
+    let bench = bench("pool.size = 1").await;
+    let (mut other, _) = bench.app().await;
+    let (mut app, _) = bench.app().await;
+    other.exchange(Frames::new().unnamed("SELECT 'theirs'", &[]).sync()).await;
+
+    for frames in [run(""), Frames::new().describe_statement("").sync()] {
+        let reply = app.exchange(frames).await;
+        assert_eq!(reply.error_code(), "26000", "{reply:?}");
+        // Nor is there one after a Parse that failed.
+        app.exchange(prepare("", "SELEC")).await;
+        other.exchange(Frames::new().unnamed("SELECT 'theirs'", &[]).sync()).await;
+    }
+}
+
+#[tokio::test]
+async fn an_error_ahead_of_an_eviction_leaves_the_books_right() {
+    // The backend is full, so the next statement evicts one in the same pipeline; but an error comes first and
+    // the eviction is skipped. Noted as done, the statement is prepared again under a name that is taken.
+    let bench = bench("pool.size = 1\npool.prepared_statements = 2").await;
+    let (mut app, _) = bench.app().await;
+    for number in 0..2 {
+        app.exchange(prepare(&format!("s{number}"), &format!("SELECT {number}"))).await;
+        app.exchange(run(&format!("s{number}"))).await;
+    }
+
+    for round in 0..3 {
+        let skipped = Frames::new().describe_portal("none").parse("new", "SELECT 'new'", &[]);
+        let skipped = app.exchange(skipped.bind("", "new", &[]).execute("", 0).sync()).await;
+        assert_eq!(skipped.error_code(), "34000");
+
+        for number in 0..2 {
+            let reply = app.exchange(run(&format!("s{number}"))).await;
+            assert_eq!(reply.value(), some(&number.to_string()), "round {round}: {:?}", reply.error());
+        }
+    }
+}
+
+#[tokio::test]
 async fn random_conversations_are_answered_as_by_the_database() {
     // Nobody thinks of every order of Parse, Bind, Close and errors; PostgreSQL's own answers are the measure.
     // Between transactions another session uses the only backend, with the same names.
-    let bench = bench("pool.size = 1\npool.prepared_statements = 2").await;
-    let (mut other, _) = bench.app().await;
+    let benches = [bench("pool.size = 1").await, bench("pool.size = 1\npool.prepared_statements = 2").await];
     let disturb = Frames::new().parse("a", "SELECT 'theirs'", &[]).unnamed("SELECT 'theirs'", &[]).sync();
+    // With room for all statements, and with evictions all the time.
+    let mut others = [benches[0].app().await.0, benches[1].app().await.0];
 
-    for seed in 0..60 {
+    for (seed, kept) in (0..100).map(|seed| (seed, if seed % 2 == 0 { 200 } else { 2 })) {
+        let bench = &benches[usize::from(kept == 2)];
+        let other = &mut others[usize::from(kept == 2)];
         let mut order = Order(seed);
         let mut direct = oracle("postgres").await;
         let (mut through, _) = bench.app().await;
