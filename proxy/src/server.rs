@@ -170,7 +170,8 @@ impl Shared {
         pool.set_credential(self.secrets.load().credential(cluster_user));
         let waiter = Arc::new(Waiter::default());
         let asked = async {
-            let mut lease = pool.acquire(&waiter, worker).await.map_err(|refusal| refusal.reason().to_owned())?;
+            let mut lease =
+                pool.acquire(&waiter, worker).await.map_err(|refusal| refusal.reason().to_owned())?;
             let none = crate::backend::Settings::none();
             crate::session::settle::bring(&mut lease, &none).await.map_err(|refused| refused.words().1)?;
             let rows = lease.query_with(query, &[user]).await.map_err(|error| error.to_string())?;
@@ -457,7 +458,8 @@ fn raise_file_limit(max_sessions: usize, max_backends: usize) {
     let reached = getrlimit(Resource::Nofile).current;
     if raised.is_err() || reached.is_some_and(|reached| reached < needed) {
         tracing::warn!(
-            limit = reached, needed,
+            limit = reached,
+            needed,
             "not enough file descriptors for listen.max_sessions; raise the limit (ulimit -n, LimitNOFILE=)"
         );
     }

@@ -51,4 +51,3 @@ impl<'a> Service<Checkout<'a>> for PoolService {
         checkout.pool.acquire(checkout.waiter, checkout.worker)
     }
 }
-

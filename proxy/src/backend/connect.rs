@@ -240,8 +240,7 @@ async fn request_tls(socket: &mut Socket) -> Result<TlsAnswer, ConnectError> {
 /// Runs the TLS handshake on a socket that was answered `S`.
 pub(super) async fn encrypt(socket: Socket, tls: &ClientTls, host: &str) -> Result<Stream, ConnectError> {
     let (config, name) = tls.connect_to(host).map_err(ConnectError::Tls)?;
-    let stream =
-        TlsConnector::from(config).connect(name, socket).await.map_err(ConnectError::Handshake)?;
+    let stream = TlsConnector::from(config).connect(name, socket).await.map_err(ConnectError::Handshake)?;
     Ok(Stream::Tls(Box::new(stream.into())))
 }
 
@@ -296,7 +295,9 @@ impl Handshake {
         loop {
             let message = self.receive(&mut input).await?;
             match message.tag {
-                tag::AUTHENTICATION => self.authenticate(&message.body, login, keys, &mut proof, &mut input).await?,
+                tag::AUTHENTICATION => {
+                    self.authenticate(&message.body, login, keys, &mut proof, &mut input).await?;
+                }
                 tag::PARAMETER_STATUS => self.note_parameter(&message.body),
                 tag::BACKEND_KEY_DATA => self.note_key(&message.body)?,
                 tag::NOTICE_RESPONSE | tag::NEGOTIATE_PROTOCOL_VERSION => {}
@@ -387,7 +388,9 @@ impl Handshake {
             // Milliseconds of hashing would stop every session of this worker.
             Cost::Derivation { .. } => {
                 let keys = Arc::clone(keys);
-                tokio::task::spawn_blocking(move || challenge.answer(&keys)).await.map_err(io::Error::other)?
+                tokio::task::spawn_blocking(move || challenge.answer(&keys))
+                    .await
+                    .map_err(io::Error::other)?
             }
         };
         self.send_response(&response).await?;

@@ -46,7 +46,7 @@ pub struct Backend {
 }
 
 /// Identifies the unnamed statement of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct UnnamedOwner {
     /// The session.
     pub session: u64,

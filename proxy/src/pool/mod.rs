@@ -56,6 +56,7 @@ pub struct Pool {
 }
 
 #[derive(Debug)]
+#[expect(clippy::vec_box, reason = "a backend changes hands at each transaction: only a pointer is moved")]
 struct Inner {
     idle: Vec<Box<Backend>>,
     waiters: VecDeque<Arc<Waiter>>,
@@ -199,6 +200,7 @@ impl Pool {
     }
 
     #[cold]
+    #[expect(clippy::boxed_local, reason = "it comes in a box and the task needs it whole")]
     fn retire(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, backend: Box<Backend>) {
         self.closed(&mut inner);
         self.open_as_needed(&mut inner);
@@ -346,7 +348,11 @@ impl Pool {
         for mut backend in std::mem::take(&mut inner.idle) {
             let unused = clock::since(backend.idle_since_ms) > limits.idle_timeout;
             let surplus = unused && left > limits.min_idle;
-            if surplus || clock::now_ms() >= backend.retire_at_ms || backend.generation != generation || left > limits.size {
+            if surplus
+                || clock::now_ms() >= backend.retire_at_ms
+                || backend.generation != generation
+                || left > limits.size
+            {
                 left -= 1;
                 gone.push(backend);
             } else if is_fresh(&mut backend) {

@@ -193,7 +193,8 @@ impl Session {
         if entry.has(Signal::Kill) {
             return Poll::Ready(Err(Some(Refusal::Killed)));
         }
-        if self.to_db.has_room() && matches!(self.to_db.poll_fill(cx, &mut self.app), Poll::Ready(Ok(0) | Err(_)))
+        if self.to_db.has_room()
+            && matches!(self.to_db.poll_fill(cx, &mut self.app), Poll::Ready(Ok(0) | Err(_)))
         {
             return Poll::Ready(Err(None));
         }
