@@ -489,20 +489,19 @@ async fn an_error_ahead_of_an_eviction_leaves_the_books_right() {
     // the eviction is skipped. Noted as done, the statement is prepared again under a name that is taken.
     let bench = bench("pool.size = 1\npool.prepared_statements = 2").await;
     let (mut app, _) = bench.app().await;
-    for number in 0..2 {
-        app.exchange(prepare(&format!("s{number}"), &format!("SELECT {number}"))).await;
-        app.exchange(run(&format!("s{number}"))).await;
-    }
+    let (mut other, _) = bench.app().await;
+    app.exchange(prepare("old", "SELECT 'old'")).await;
+    other.exchange(prepare("theirs", "SELECT 'theirs'")).await;
+    let skipped = Frames::new().execute("none", 0).parse("new", "SELECT 'new'", &[]).bind("", "old", &[]);
 
-    for round in 0..3 {
-        let skipped = Frames::new().describe_portal("none").parse("new", "SELECT 'new'", &[]);
-        let skipped = app.exchange(skipped.bind("", "new", &[]).execute("", 0).sync()).await;
-        assert_eq!(skipped.error_code(), "34000");
+    let skipped = app.exchange(skipped.sync()).await;
 
-        for number in 0..2 {
-            let reply = app.exchange(run(&format!("s{number}"))).await;
-            assert_eq!(reply.value(), some(&number.to_string()), "round {round}: {:?}", reply.error());
-        }
+    assert_eq!(skipped.error_code(), "34000");
+    for (name, session) in [("old", &mut app), ("theirs", &mut other)] {
+        let described = session.exchange(Frames::new().describe_statement(name).sync()).await;
+        assert_eq!(described.tags(), "tTZ", "{name}: {:?}", described.error());
+        let reply = session.exchange(run(name)).await;
+        assert_eq!(reply.value(), some(name), "{:?}", reply.error());
     }
 }
 
