@@ -138,6 +138,14 @@ pub fn explain(sources: &Sources, out: &mut impl Write) -> io::Result<Verdict> {
         Ok(config) => {
             summary(&config, out)?;
             warnings(&config.warnings, out)?;
+            let problems = crate::server::file_problems(&config);
+            for problem in &problems {
+                writeln!(out, "error: {problem}")?;
+            }
+            if !problems.is_empty() {
+                writeln!(out, "The configuration is refused: {} problem(s).", problems.len())?;
+                return Ok(Verdict::Bad);
+            }
             writeln!(out, "The configuration is good.")?;
             Ok(Verdict::Good)
         }

@@ -24,6 +24,11 @@ fn run(options: &Options) -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    let problems = server::file_problems(&config);
+    if !problems.is_empty() {
+        problems.iter().for_each(|problem| eprintln!("error: {problem}"));
+        return ExitCode::from(2);
+    }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

@@ -350,6 +350,14 @@ fn server_tls(config: &Config) -> Result<Option<ServerTls>, TlsError> {
     }
 }
 
+/// Reads the files that a configuration names, keeps nothing, and says what is wrong with them.
+pub fn file_problems(config: &Config) -> Vec<String> {
+    let userlist = Secrets::load(config).err().map(|error| describe(&error));
+    let ours = server_tls(config).err().map(|error| describe(&error));
+    let theirs = ClientTls::new(&config.cluster.tls).err().map(|error| describe(&error));
+    [userlist, ours, theirs].into_iter().flatten().collect()
+}
+
 /// Runs the sidecar until it is told to stop.
 ///
 /// # Errors

@@ -93,7 +93,7 @@ pub enum ConnectError {
     #[error("TLS could not be set up")]
     Tls(#[source] TlsError),
     /// The TLS handshake failed.
-    #[error("TLS handshake failed")]
+    #[error("TLS handshake failed: {0}")]
     Handshake(#[source] io::Error),
     /// The server refused the login.
     #[error("the server refused the login: {0}")]
@@ -115,12 +115,11 @@ impl ConnectError {
         match self {
             Self::Server(error) => matches!(&error.code.class(), b"28" | b"3D" | b"42"),
             Self::NoCredential(_) | Self::Scram(_) | Self::TlsUnsupported | Self::Tls(_) => true,
-            Self::Resolve(_)
-            | Self::Unreachable(_)
-            | Self::Lost(_)
-            | Self::Timeout
-            | Self::Handshake(_)
-            | Self::Protocol(_) => false,
+            // What rustls refuses (a wrong name, an unknown authority) it refuses again.
+            Self::Handshake(error) => error.kind() == io::ErrorKind::InvalidData,
+            Self::Resolve(_) | Self::Unreachable(_) | Self::Lost(_) | Self::Timeout | Self::Protocol(_) => {
+                false
+            }
         }
     }
 }
@@ -167,6 +166,12 @@ impl Connector {
                     && self.tls.is_some() =>
             {
                 self.attempt(login, Encryption::Demanded, options).await?
+            }
+            // As libpq: a server that has TLS may still have a rule for plain connections only.
+            Err(ConnectError::Server(error))
+                if self.ssl_mode == SslMode::Prefer && error.code == SqlState::INVALID_AUTHORIZATION =>
+            {
+                self.attempt(login, Encryption::None, options).await?
             }
             other => other?,
         };

@@ -54,6 +54,11 @@ pub struct UnnamedOwner {
     pub serial: u64,
 }
 
+impl UnnamedOwner {
+    /// There may be an unnamed statement, and nobody knows whose.
+    pub const NOBODY: Self = Self { session: 0, serial: u64::MAX };
+}
+
 /// An error that the server reported.
 #[derive(Debug, Clone)]
 pub struct ServerError {

@@ -4,11 +4,12 @@
 //! message belongs to. Entries that we answer ourselves wait in line like the others.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
-use crate::backend::StatementId;
+use crate::backend::{Statement, StatementId};
 
 /// One owed answer.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Owed {
     /// A simple query: everything up to `ReadyForQuery`.
     Query,
@@ -30,8 +31,13 @@ pub enum Owed {
     Execute,
     /// `CloseComplete`.
     Close,
-    /// `CloseComplete` of a Close that we put in: not for the application.
-    InjectedClose(StatementId),
+    /// `CloseComplete` of a Close that we put in: not for the application. `None` is the unnamed statement.
+    InjectedClose(Option<StatementId>),
+    /// `CloseComplete` of a name that only we know: ours to give. If the server ignores the pipeline up to
+    /// here, the name lives on.
+    CloseKnown(Box<[u8]>, Arc<Statement>),
+    /// A Parse that the server refuses, because the application's name (given here) is taken.
+    ParseTaken(Box<[u8]>),
     /// An answer that is all ours.
     Local(Box<[u8]>),
     /// As `Local`, with a `ReadyForQuery` behind it.
@@ -68,7 +74,10 @@ impl Owed {
     /// Whether the server sends nothing for it.
     #[inline]
     fn is_ours(&self) -> bool {
-        matches!(self, Self::ParseKnown(_) | Self::Local(_) | Self::LocalQuery(_) | Self::CopyEnd)
+        matches!(
+            self,
+            Self::ParseKnown(_) | Self::CloseKnown(..) | Self::Local(_) | Self::LocalQuery(_) | Self::CopyEnd
+        )
     }
 }
 
@@ -126,11 +135,11 @@ impl Ledger {
     /// The server started to take COPY data for the message at the front: every Sync that it was sent before
     /// the end of that data is ignored ("COPY Operations" in the protocol's documentation).
     pub fn copy_in_started(&mut self) {
-        let end = self.owed.iter().position(|owed| *owed == Owed::CopyEnd).unwrap_or(self.owed.len());
+        let end = self.owed.iter().position(|owed| matches!(owed, Owed::CopyEnd)).unwrap_or(self.owed.len());
         let mut index = 0;
         self.owed.retain(|owed| {
             index += 1;
-            index > end || *owed != Owed::Sync
+            index > end || !matches!(owed, Owed::Sync)
         });
     }
 
@@ -163,7 +172,7 @@ mod tests {
 
         ledger.copy_in_started();
 
-        assert_eq!(ledger.owed, [Owed::Execute, Owed::CopyEnd, Owed::Sync]);
+        assert!(matches!(ledger.owed.make_contiguous(), [Owed::Execute, Owed::CopyEnd, Owed::Sync]));
         assert_eq!(ledger.ready_owed(), 1);
     }
 

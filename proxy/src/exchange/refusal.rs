@@ -158,7 +158,7 @@ impl Refusal {
         let severity = if self.is_fatal() { Severity::Fatal } else { Severity::Error };
         let (code, message, outcome, hint) = self.contract();
         let mut detail = format!("reason={} upstream={upstream}", self.reason());
-        if let Self::NoUpstream { cause, .. } = self {
+        if let Self::NoUpstream { cause, .. } | Self::LoginRefused(cause) = self {
             let _ = write!(detail, " cause={}", cause_word(cause));
         }
         if let Some(outcome) = outcome {
@@ -279,7 +279,11 @@ fn login_code(cause: &ConnectError) -> SqlState {
 fn cause_word(cause: &ConnectError) -> &'static str {
     match cause {
         ConnectError::Timeout => "frozen",
-        ConnectError::NoCredential(_) | ConnectError::Scram(_) => "auth",
+        ConnectError::NoCredential(_)
+        | ConnectError::Scram(_)
+        | ConnectError::Tls(_)
+        | ConnectError::TlsUnsupported
+        | ConnectError::Handshake(_) => "auth",
         ConnectError::Server(error) if error.code == SqlState::TOO_MANY_CONNECTIONS => "overload",
         ConnectError::Server(error) if &error.code.class() == b"28" => "auth",
         _ => "unreachable",

@@ -95,7 +95,8 @@ impl Conversation {
     /// See [`Position`].
     #[inline]
     pub fn position(&self) -> Position {
-        if self.outbound.left > 0 {
+        if self.outbound.left > 0 || (self.skipping == Skipping::No && self.ledger.wants_sync()) {
+            // A Sync of ours would commit what the application had not finished.
             Position::Torn
         } else if self.ledger.is_empty() && self.skipping == Skipping::No && self.inbound.left == 0 {
             Position::Quiet

@@ -4,6 +4,7 @@
 
 use super::conversation::{Conversation, Fate, Frame, Skipping};
 use super::relay::Told;
+use crate::backend::connection::UnnamedOwner;
 use crate::backend::prepared::schema_changed;
 use crate::backend::{Backend, StatementId};
 use crate::exchange::Owed;
@@ -32,7 +33,9 @@ pub enum Inbound {
 enum Step {
     Pass,
     Skip,
-    /// It was replaced or has to wait; the scan stops.
+    /// It was replaced.
+    Next,
+    /// It has to wait, or ends the connection; the scan stops.
     Stop(Inbound),
 }
 
@@ -62,6 +65,7 @@ impl Conversation {
             let fate = match self.inbound_frame(header, flow, backend)? {
                 Step::Pass => Fate::Pass,
                 Step::Skip => Fate::Skip,
+                Step::Next => continue,
                 Step::Stop(why) => return Ok(why),
             };
             self.inbound = Frame { left: header.frame_len, fate };
@@ -75,6 +79,9 @@ impl Conversation {
             match owed {
                 Owed::ParseKnown(_) => {
                     flow.insert(|out| out.extend_from_slice(&tag::PARSE_COMPLETE_FRAME));
+                }
+                Owed::CloseKnown(..) => {
+                    flow.insert(|out| out.extend_from_slice(&tag::CLOSE_COMPLETE_FRAME));
                 }
                 Owed::Local(answer) => flow.insert(|out| out.extend_from_slice(&answer)),
                 Owed::LocalQuery(answer) => flow.insert(|out| {
@@ -232,8 +239,17 @@ impl Conversation {
             });
             return Step::Stop(Inbound::Fatal(Told::Yes));
         }
+        let taken = match self.ledger.front() {
+            Some(Owed::ParseTaken(name)) => Some(name.clone()),
+            _ => None,
+        };
         self.failed(backend, &fields);
-        Step::Pass
+        let Some(name) = taken else { return Step::Pass };
+        flow.replace(header.frame_len, |out, frame| {
+            let body = frame.get(HEADER_LEN..).unwrap_or_default();
+            error_fields::put_with_name(out, body, &name);
+        });
+        Step::Next
     }
 
     /// A statement failed: in a pipeline the server ignores everything up to the next Sync.
@@ -248,7 +264,7 @@ impl Conversation {
             Some(_) => {}
         }
         while let Some(owed) = self.ledger.front() {
-            if *owed == Owed::Sync {
+            if matches!(owed, Owed::Sync) {
                 return;
             }
             if let Some(owed) = self.ledger.settle() {
@@ -268,9 +284,15 @@ impl Conversation {
             Owed::ParseKnown(Parsed::Named(name, _)) => {
                 self.names.remove(&name);
             }
-            Owed::Parse(Parsed::Unnamed) | Owed::InjectedParse(None) => backend.unnamed = None,
+            Owed::Parse(Parsed::Unnamed) => {
+                self.names.clear_unnamed();
+                backend.unnamed = Some(UnnamedOwner::NOBODY);
+            }
+            Owed::InjectedParse(None) => backend.unnamed = Some(UnnamedOwner::NOBODY),
             Owed::InjectedParse(Some(id)) => backend.prepared.remove(id),
-            Owed::InjectedClose(id) => drop(backend.prepared.insert(id, usize::MAX)),
+            Owed::InjectedClose(Some(id)) => drop(backend.prepared.insert(id, usize::MAX)),
+            Owed::InjectedClose(None) => backend.unnamed = Some(UnnamedOwner::NOBODY),
+            Owed::CloseKnown(name, statement) => drop(self.names.insert(&name, statement)),
             _ => {}
         }
     }

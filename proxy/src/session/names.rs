@@ -59,15 +59,15 @@ impl Names {
         true
     }
 
-    /// Takes a name away; whether it was there.
-    pub fn remove(&mut self, name: &[u8]) -> bool {
-        self.named.remove(name).is_some()
+    /// Takes a name away.
+    pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
+        self.named.remove(name)
     }
 
     /// Takes all names away.
     pub fn clear(&mut self) {
         self.named = HashMap::default();
-        self.unnamed = Vec::new();
+        self.clear_unnamed();
     }
 
     /// Notes a new unnamed statement, given as a whole Parse frame.
@@ -77,6 +77,14 @@ impl Names {
         self.unnamed.clear();
         self.unnamed.extend_from_slice(frame);
         self.unnamed_facts = Some(facts);
+    }
+
+    /// The session has no unnamed statement any more.
+    pub fn clear_unnamed(&mut self) {
+        self.owner.serial += 1;
+        self.unnamed.clear();
+        self.unnamed_facts = None;
+        self.unnamed_kind = UnnamedKind::Forwarded;
     }
 
     /// The Parse frame of the unnamed statement; empty when there is none.

@@ -116,8 +116,9 @@ impl Conversation {
         let facts = Facts::of(query_text(frame.get(HEADER_LEN..).unwrap_or_default())?);
         // A simple query takes the unnamed statement away.
         backend.unnamed = None;
+        self.names.clear_unnamed();
         if let Some(name) = facts.sole_deallocate()
-            && self.names.remove(name)
+            && self.names.remove(name).is_some()
         {
             let mut answer = Vec::new();
             reply::put_command_complete(&mut answer, b"DEALLOCATE");
@@ -202,7 +203,7 @@ impl Conversation {
             self.inject_parse(&statement, flow, backend);
         }
         flow.insert(|out| statement.put_parse(out));
-        self.ledger.owe(Owed::Parse(Parsed::Unnamed));
+        self.ledger.owe(Owed::ParseTaken(name.into()));
         self.move_on(header, flow, Fate::Skip)
     }
 
@@ -239,7 +240,7 @@ impl Conversation {
                     out.push(0);
                 });
             });
-            self.ledger.owe(Owed::InjectedClose(evicted));
+            self.ledger.owe(Owed::InjectedClose(Some(evicted)));
         }
     }
 
@@ -294,12 +295,25 @@ impl Conversation {
             self.sent(&facts);
             self.names.unnamed_facts = Some(facts);
         }
-        if backend.unnamed == Some(self.names.owner) || self.names.unnamed().is_empty() {
+        if self.names.unnamed().is_empty() {
+            return self.disown_unnamed(flow, backend);
+        }
+        if backend.unnamed == Some(self.names.owner) {
             return;
         }
         flow.insert(|out| out.extend_from_slice(self.names.unnamed()));
         self.ledger.owe(Owed::InjectedParse(None));
         backend.unnamed = Some(self.names.owner);
+    }
+
+    /// The session has no unnamed statement: it must not meet somebody else's.
+    fn disown_unnamed(&mut self, flow: &mut Flow, backend: &mut Backend) {
+        if backend.unnamed.is_none() {
+            return;
+        }
+        flow.insert(|out| put_frame(out, tag::CLOSE, |out| out.extend_from_slice(b"S\0")));
+        self.ledger.owe(Owed::InjectedClose(None));
+        backend.unnamed = None;
     }
 
     /// What a Describe brings while the unnamed statement is a `DEALLOCATE` of ours.
@@ -329,9 +343,14 @@ impl Conversation {
         let owed = |id| if header.tag == tag::DESCRIBE { Owed::Describe(id) } else { Owed::Close };
         match target {
             Target::Statement(b"") if header.tag == tag::DESCRIBE => self.use_unnamed(flow, backend),
+            Target::Statement(b"") => {
+                self.names.clear_unnamed();
+                backend.unnamed = None;
+            }
             Target::Statement(name) if header.tag == tag::CLOSE => {
-                if self.names.remove(name) {
-                    self.ledger.owe(Owed::Local(reply::CLOSE_COMPLETE_FRAME.into()));
+                let name: Box<[u8]> = name.into();
+                if let Some(statement) = self.names.remove(&name) {
+                    self.ledger.owe(Owed::CloseKnown(name, statement));
                     return Ok(self.move_on(header, flow, Fate::Skip));
                 }
             }

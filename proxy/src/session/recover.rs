@@ -52,6 +52,11 @@ pub(super) async fn recover(mut lease: Lease, plan: Plan) {
     if lease.pool().key.replication.is_some() {
         return lease.terminate().await;
     }
+    if plan.position == Position::Owing && plan.ready_owed > 1 {
+        // A cancel ends the first of several exchanges; the others must not run either.
+        let _ = lease.cancel_target.announce().send().await;
+        return;
+    }
     if plan.position == Position::Owing && !stop(&mut lease, &plan).await {
         return;
     }

@@ -108,7 +108,9 @@ impl Session {
             return None;
         }
         if self.terminating {
-            return self.talk.ledger.is_empty().then_some(Relayed::Terminated);
+            // Without the end of its COPY, or without Sync, the server would wait for ever.
+            let waits = self.talk.is_copying_in() || self.talk.owes_sync();
+            return (waits || self.talk.ledger.is_empty()).then_some(Relayed::Terminated);
         }
         match (self.talk.is_over(), self.hold()) {
             (true, Hold::Transaction) => Some(Relayed::Over),
@@ -174,7 +176,7 @@ impl Session {
                     continue;
                 }
             }
-            if self.talk.is_over() {
+            if self.talk.is_over() && self.hold() == Hold::Transaction {
                 return side;
             }
             match self.to_app.poll_fill(cx, &mut lease.stream) {

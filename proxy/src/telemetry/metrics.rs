@@ -85,7 +85,7 @@ pub fn pinned(reason: PinReason) {
     if let Some(counter) = index.and_then(|index| get().pins.get(index)) {
         counter.increment(1);
     }
-    tracing::debug!(reason = pin_word(reason), "backend pinned to its session");
+    tracing::info!(reason = pin_word(reason), "backend pinned to its session");
 }
 
 /// An application was refused.

@@ -73,6 +73,30 @@ pub fn put_with_severity(out: &mut Vec<u8>, body: &[u8], severity: Severity) {
     });
 }
 
+/// Appends the server's error about a prepared statement under the name that the application gave it.
+pub fn put_with_name(out: &mut Vec<u8>, body: &[u8], name: &[u8]) {
+    put_frame(out, ERROR_RESPONSE, |out| {
+        for (kind, value) in Fields(body) {
+            out.push(kind);
+            if kind == b'M' {
+                put_cstr(out, &quote_instead(value, name));
+            } else {
+                put_cstr(out, value);
+            }
+        }
+        out.push(0);
+    });
+}
+
+/// The message with `name` between its first two double quotes.
+fn quote_instead(message: &[u8], name: &[u8]) -> Vec<u8> {
+    let mut parts = message.splitn(3, |&b| b == b'"');
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(before), Some(_), Some(after)) => [before, b"\"", name, b"\"", after].concat(),
+        _ => message.to_vec(),
+    }
+}
+
 /// How bad an error of ours is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
