@@ -71,15 +71,13 @@ impl Conversation {
     /// Gives the answers at the front of the ledger that are ours to give.
     #[inline]
     pub fn give_local_answers(&mut self, flow: &mut Flow) {
-        while let Some(Owed::ParseKnown(_) | Owed::Local(_) | Owed::LocalQuery(_) | Owed::CopyEnd) =
-            self.ledger.front()
-        {
-            match self.ledger.settle() {
-                Some(Owed::ParseKnown(_)) => {
+        while let Some(owed) = self.ledger.settle_ours() {
+            match owed {
+                Owed::ParseKnown(_) => {
                     flow.insert(|out| out.extend_from_slice(&tag::PARSE_COMPLETE_FRAME));
                 }
-                Some(Owed::Local(answer)) => flow.insert(|out| out.extend_from_slice(&answer)),
-                Some(Owed::LocalQuery(answer)) => flow.insert(|out| {
+                Owed::Local(answer) => flow.insert(|out| out.extend_from_slice(&answer)),
+                Owed::LocalQuery(answer) => flow.insert(|out| {
                     out.extend_from_slice(&answer);
                     tag::put_ready(out, self.status);
                 }),
@@ -129,7 +127,7 @@ impl Conversation {
                 self.ledger.copy_in_started();
                 Ok(Step::Pass)
             }
-            tag::ERROR_RESPONSE => self.error(header, flow, backend),
+            tag::ERROR_RESPONSE => Ok(self.error(header, flow, backend)),
             tag::PARAMETER_STATUS => Ok(self.parameter_status(header, flow, backend)),
             other => Err(WireError::UnexpectedTag(other)),
         }
@@ -149,7 +147,11 @@ impl Conversation {
         header: Header,
         expected: impl Fn(&Owed) -> bool,
     ) -> Result<Step, WireError> {
-        if self.ledger.front() == Some(&Owed::Query) { Ok(Step::Pass) } else { self.settle(header, expected) }
+        if matches!(self.ledger.front(), Some(Owed::Query)) {
+            Ok(Step::Pass)
+        } else {
+            self.settle(header, expected)
+        }
     }
 
     #[inline]
@@ -163,7 +165,7 @@ impl Conversation {
         self.status = status;
         self.copy_in = false;
         backend.status = status;
-        while self.ledger.front() == Some(&Owed::CopyEnd) {
+        while matches!(self.ledger.front(), Some(Owed::CopyEnd)) {
             self.ledger.settle();
         }
         if self.ledger.is_empty() {
@@ -211,27 +213,27 @@ impl Conversation {
         Step::Pass
     }
 
-    fn error(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Result<Step, WireError> {
+    fn error(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Step {
         if header.frame_len > READ_LIMIT {
             self.failed(backend, &ErrorFields::default());
-            return Ok(Step::Pass);
+            return Step::Pass;
         }
-        let Some(frame) = flow.unseen().get(..header.frame_len) else { return Ok(wait_for(header, flow)) };
+        let Some(frame) = flow.unseen().get(..header.frame_len) else { return wait_for(header, flow) };
         let body = frame.get(HEADER_LEN..).unwrap_or_default();
         let fields = ErrorFields::read(body);
         if fields.is_fatal() && self.ledger.is_empty() {
             flow.skip(header.frame_len);
-            return Ok(Step::Stop(Inbound::Fatal(Told::No)));
+            return Step::Stop(Inbound::Fatal(Told::No));
         }
         if fields.is_fatal() {
             flow.replace(header.frame_len, |out, frame| {
                 let body = frame.get(HEADER_LEN..).unwrap_or_default();
                 error_fields::put_with_severity(out, body, Severity::Error);
             });
-            return Ok(Step::Stop(Inbound::Fatal(Told::Yes)));
+            return Step::Stop(Inbound::Fatal(Told::Yes));
         }
         self.failed(backend, &fields);
-        Ok(Step::Pass)
+        Step::Pass
     }
 
     /// A statement failed: in a pipeline the server ignores everything up to the next Sync.
