@@ -10,6 +10,8 @@ mod bad_input;
 mod config;
 /// COPY in both directions, and all ways in which it fails.
 mod copy;
+/// What the documents say is what the code does.
+mod documentation;
 /// Prepared statements and portals behave as on a connection of one's own.
 mod extended_query;
 /// The simple protocol is PostgreSQL's, byte by byte.

@@ -86,7 +86,7 @@ pub struct Breaker {
 /// `[shed]`: refusing early rather than queueing.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Shed {
-    /// Sessions that may wait for a backend.
+    /// Sessions that may wait for a backend in one pool.
     pub queue_max: usize,
     /// The wait that `CoDel` (RFC 8289) aims for.
     pub codel_target: Duration,

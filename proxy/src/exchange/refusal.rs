@@ -68,7 +68,7 @@ pub enum Refusal {
     IdleSession,
     /// We are shutting down.
     Drain,
-    /// An administrator ended the session.
+    /// The session is ended by force: its drain is over.
     Killed,
     /// The sessions that we allow are all in use.
     TooManySessions {
@@ -77,7 +77,7 @@ pub enum Refusal {
     },
     /// The application broke the protocol.
     Protocol(String),
-    /// More prepared statements than a session may have.
+    /// More prepared statements than a session may have. Reserved: for now such a session is pinned instead.
     TooManyStatements {
         /// The limit.
         limit: usize,

@@ -337,7 +337,7 @@ impl Pool {
         }
     }
 
-    /// Closes idle backends that are old, stale or dead, and keeps `min_idle`. Called every second, inside a
+    /// Closes idle backends that are old, stale or dead, and keeps `min_idle`. Called every 250 ms, inside a
     /// runtime.
     pub fn sweep_idle(self: &Arc<Self>) {
         let limits = self.upstream.limits();
