@@ -26,7 +26,9 @@ fn run(options: &Options) -> ExitCode {
     };
     let problems = server::file_problems(&config);
     if !problems.is_empty() {
-        problems.iter().for_each(|problem| eprintln!("error: {problem}"));
+        for problem in problems {
+            eprintln!("error: {problem}");
+        }
         return ExitCode::from(2);
     }
     for warning in &config.warnings {

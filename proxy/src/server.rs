@@ -260,8 +260,8 @@ impl Shared {
             ticks.tick().await;
             crate::clock::tick();
             let now = Instant::now();
-            let upstreams = self.routes.upstreams();
-            for upstream in upstreams.iter() {
+            let upstreams = self.routes.tended();
+            for upstream in &upstreams {
                 for pool in upstream.pools() {
                     pool.sweep_waiters(now);
                 }
@@ -280,6 +280,7 @@ impl Shared {
             }
             upstream.drop_unused_pools();
         }
+        self.routes.wind_down();
         let timeouts = self.config.load().timeouts;
         for entry in self.registry.all() {
             let (phase, since) = entry.phase();

@@ -77,11 +77,6 @@ pub enum Refusal {
     },
     /// The application broke the protocol.
     Protocol(String),
-    /// More prepared statements than a session may have. Reserved: for now such a session is pinned instead.
-    TooManyStatements {
-        /// The limit.
-        limit: usize,
-    },
 }
 
 /// The words of a refusal.
@@ -150,7 +145,6 @@ impl Refusal {
             Self::Killed => "killed",
             Self::TooManySessions { .. } => "max_sessions",
             Self::Protocol(_) => "protocol",
-            Self::TooManyStatements { .. } => "prepared_statements",
         }
     }
 
@@ -258,12 +252,6 @@ impl Refusal {
                 "See listen.max_sessions.",
             ),
             Self::Protocol(what) => (SqlState::PROTOCOL_VIOLATION, what.clone(), None, ""),
-            Self::TooManyStatements { limit } => (
-                SqlState::CONFIGURATION_LIMIT_EXCEEDED,
-                format!("the session has {limit} prepared statements already"),
-                Some(NotSent),
-                "Close prepared statements that are no longer used.",
-            ),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Which upstream serves: replaced as a whole, noticed by sessions at their next checkout.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
@@ -12,6 +12,8 @@ use super::Upstream;
 pub struct Routes {
     upstreams: ArcSwap<Vec<Arc<Upstream>>>,
     primary: ArcSwap<Upstream>,
+    /// Upstreams that are configured no more and still have backends.
+    retired: Mutex<Vec<Arc<Upstream>>>,
     epoch: AtomicU64,
 }
 
@@ -23,6 +25,7 @@ impl Routes {
         Self {
             upstreams: ArcSwap::from_pointee(upstreams),
             primary: ArcSwap::from(primary),
+            retired: Mutex::default(),
             epoch: AtomicU64::new(0),
         }
     }
@@ -31,9 +34,34 @@ impl Routes {
     pub fn replace(&self, primary: Arc<Upstream>, others: impl IntoIterator<Item = Arc<Upstream>>) {
         let mut upstreams = vec![Arc::clone(&primary)];
         upstreams.extend(others);
-        self.upstreams.store(Arc::new(upstreams));
+        let old = self.upstreams.swap(Arc::new(upstreams));
         self.primary.store(primary);
         self.epoch.fetch_add(1, Ordering::Release);
+        let current = self.upstreams.load();
+        let gone = old.iter().filter(|old| !current.iter().any(|new| Arc::ptr_eq(old, new)));
+        self.lock_retired().extend(gone.map(Arc::clone));
+    }
+
+    fn lock_retired(&self) -> MutexGuard<'_, Vec<Arc<Upstream>>> {
+        self.retired.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Upstreams that still need looking after: all that are configured, and those that were.
+    pub fn tended(&self) -> Vec<Arc<Upstream>> {
+        let mut all = self.upstreams.load().to_vec();
+        all.extend(self.lock_retired().iter().map(Arc::clone));
+        all
+    }
+
+    /// Closes what retired upstreams have idle, and forgets those that have nothing.
+    pub fn wind_down(&self) {
+        self.lock_retired().retain(|upstream| {
+            for pool in upstream.pools() {
+                pool.reconnect();
+                pool.sweep_idle();
+            }
+            upstream.open() > 0
+        });
     }
 
     /// Counts changes.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::names::Names;
 use super::notes::{Notes, Pins};
+use super::relay::Hold;
 use crate::backend::{Backend, Settings};
 use crate::exchange::Ledger;
 use crate::io::Flow;
@@ -30,6 +31,8 @@ pub struct Conversation {
     pub startup: Arc<Settings>,
     /// Prepared statements that a backend may have.
     pub prepared_limit: usize,
+    /// What the session holds a backend for, pins aside.
+    mode: Hold,
     pub(super) outbound: Frame,
     pub(super) inbound: Frame,
     /// The server ignores everything until Sync.
@@ -75,7 +78,7 @@ pub enum Position {
 
 impl Conversation {
     /// Of a session that has just logged in.
-    pub fn new(session: u64, startup: Arc<Settings>, prepared_limit: usize) -> Self {
+    pub fn new(session: u64, startup: Arc<Settings>, prepared_limit: usize, mode: Hold) -> Self {
         Self {
             ledger: Ledger::default(),
             status: TransactionStatus::Idle,
@@ -85,11 +88,18 @@ impl Conversation {
             wanted: Arc::clone(&startup),
             startup,
             prepared_limit,
+            mode,
             outbound: Frame::default(),
             inbound: Frame::default(),
             skipping: Skipping::No,
             copy_in: false,
         }
+    }
+
+    /// What the session holds its backend for.
+    #[inline]
+    pub fn keeps(&self) -> Hold {
+        if self.pins.any() { Hold::Session } else { self.mode }
     }
 
     /// See [`Position`].

@@ -3,7 +3,7 @@
 //! Bodies pass untouched and unread, but for the few that move the protocol position.
 
 use super::conversation::{Conversation, Fate, Frame, Skipping};
-use super::relay::Told;
+use super::relay::{Hold, Told};
 use crate::backend::connection::UnnamedOwner;
 use crate::backend::prepared::schema_changed;
 use crate::backend::{Backend, StatementId};
@@ -233,9 +233,14 @@ impl Conversation {
             return Step::Stop(Inbound::Fatal(Told::No));
         }
         if fields.is_fatal() {
+            // A session that lives on has met an error; one that cannot has met its end.
+            let severity = match self.keeps() {
+                Hold::Transaction => Severity::Error,
+                Hold::Session => Severity::Fatal,
+            };
             flow.replace(header.frame_len, |out, frame| {
                 let body = frame.get(HEADER_LEN..).unwrap_or_default();
-                error_fields::put_with_severity(out, body, Severity::Error);
+                error_fields::put_with_severity(out, body, severity);
             });
             return Step::Stop(Inbound::Fatal(Told::Yes));
         }
@@ -288,10 +293,11 @@ impl Conversation {
                 self.names.clear_unnamed();
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
             }
-            Owed::InjectedParse(None) => backend.unnamed = Some(UnnamedOwner::NOBODY),
             Owed::InjectedParse(Some(id)) => backend.prepared.remove(id),
             Owed::InjectedClose(Some(id)) => drop(backend.prepared.insert(id, usize::MAX)),
-            Owed::InjectedClose(None) => backend.unnamed = Some(UnnamedOwner::NOBODY),
+            Owed::InjectedParse(None) | Owed::InjectedClose(None) => {
+                backend.unnamed = Some(UnnamedOwner::NOBODY);
+            }
             Owed::CloseKnown(name, statement) => drop(self.names.insert(&name, statement)),
             _ => {}
         }

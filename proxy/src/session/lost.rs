@@ -20,9 +20,12 @@ impl Session {
             return Flowing::Ended;
         }
         let refusal = Refusal::BackendLost { outcome: self.outcome() };
-        if self.hold() == Hold::Session {
+        if self.talk.keeps() == Hold::Session {
             // What the session had in this backend cannot be brought back.
-            self.end_with(&refusal).await;
+            match told {
+                Told::Yes => self.last_words().await,
+                Told::No => self.end_with(&refusal).await,
+            }
             return Flowing::Ended;
         }
         self.to_db.drop_passed();

@@ -48,7 +48,6 @@ pub struct Session {
     pool: Arc<Pool>,
     stack: Stack,
     worker: usize,
-    mode: PoolMode,
     waiter: Arc<Waiter>,
     talk: Conversation,
     /// From the application to the backend. Between exchanges it holds what the application sent early.
@@ -97,6 +96,10 @@ impl Session {
     /// A session that has just logged in.
     pub fn new(beginning: Beginning) -> Self {
         let prepared = beginning.pool.upstream.limits().prepared_statements;
+        let mode = match beginning.mode {
+            PoolMode::Transaction if beginning.pool.key.replication.is_none() => Hold::Transaction,
+            PoolMode::Transaction | PoolMode::Session => Hold::Session,
+        };
         let number = u64::from(beginning.registration.entry.process_id);
         Self {
             app: beginning.app,
@@ -104,9 +107,8 @@ impl Session {
             pool: beginning.pool,
             stack: beginning.stack,
             worker: beginning.worker,
-            mode: beginning.mode,
             waiter: Arc::default(),
-            talk: Conversation::new(number, beginning.startup, prepared),
+            talk: Conversation::new(number, beginning.startup, prepared, mode),
             to_db: beginning.early,
             to_app: Flow::default(),
             stage: Stage::Ready,
@@ -137,6 +139,7 @@ impl Session {
             let lease = match self.checkout().await {
                 Ok(lease) => lease,
                 Err(None) => return,
+                Err(Some(refusal)) if refusal.is_fatal() => return self.end_with(&refusal).await,
                 Err(Some(refusal)) => {
                     self.refuse(&refusal);
                     continue;
@@ -153,16 +156,6 @@ impl Session {
         if phase != self.phase {
             self.phase = phase;
             self.registration.entry.enter(phase);
-        }
-    }
-
-    /// Whether the session keeps its backend when nothing is owed.
-    #[inline]
-    fn hold(&self) -> Hold {
-        if self.mode == PoolMode::Session || self.talk.pins.any() || self.pool.key.replication.is_some() {
-            Hold::Session
-        } else {
-            Hold::Transaction
         }
     }
 
@@ -263,7 +256,7 @@ impl Session {
 
     /// The session does not need the backend any more, whatever state it is in.
     fn leave(&mut self, lease: Lease) {
-        let plan = recover::Plan::of(&self.talk, self.hold(), self.to_db.is_pending());
+        let plan = recover::Plan::of(&self.talk, self.talk.keeps(), self.to_db.is_pending());
         tokio::spawn(recover::recover(lease, plan));
     }
 
@@ -285,6 +278,11 @@ impl Session {
         }
         let upstream = &self.pool.upstream.name;
         self.to_app.insert(|out| refusal.put_fatal(upstream, out));
+        self.last_words().await;
+    }
+
+    /// Writes what is still to be written, and closes.
+    async fn last_words(&mut self) {
         let farewell = async {
             if poll_fn(|cx| self.to_app.poll_write_to(cx, &mut self.app)).await.is_ok() {
                 self.app.shutdown().await;

@@ -112,7 +112,7 @@ impl Session {
             let waits = self.talk.is_copying_in() || self.talk.owes_sync();
             return (waits || self.talk.ledger.is_empty()).then_some(Relayed::Terminated);
         }
-        match (self.talk.is_over(), self.hold()) {
+        match (self.talk.is_over(), self.talk.keeps()) {
             (true, Hold::Transaction) => Some(Relayed::Over),
             (true, Hold::Session) | (false, _) => None,
         }
@@ -176,7 +176,7 @@ impl Session {
                     continue;
                 }
             }
-            if self.talk.is_over() && self.hold() == Hold::Transaction {
+            if self.talk.is_over() && self.talk.keeps() == Hold::Transaction {
                 return side;
             }
             match self.to_app.poll_fill(cx, &mut lease.stream) {

@@ -31,8 +31,6 @@ impl SqlState {
     pub const INSUFFICIENT_RESOURCES: Self = Self(*b"53000");
     /// Too many connections.
     pub const TOO_MANY_CONNECTIONS: Self = Self(*b"53300");
-    /// A configured limit is exceeded.
-    pub const CONFIGURATION_LIMIT_EXCEEDED: Self = Self(*b"53400");
     /// A statement was cancelled.
     pub const QUERY_CANCELED: Self = Self(*b"57014");
     /// The server is told to stop.
