@@ -7,7 +7,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use thiserror::Error;
@@ -48,6 +48,8 @@ pub struct CancelTarget {
     pub secret: Vec<u8>,
     in_flight: AtomicU32,
     landed: Notify,
+    /// A cancel was given up on and may arrive at any time.
+    doomed: AtomicBool,
 }
 
 /// Why a cancel may not have arrived.
@@ -67,20 +69,35 @@ pub enum CancelError {
 impl CancelTarget {
     /// For a backend that has just logged in.
     pub fn new(peer: Peer, tls: Option<(Arc<ClientTls>, String)>, process_id: u32, secret: Vec<u8>) -> Self {
-        Self { peer, tls, process_id, secret, in_flight: AtomicU32::new(0), landed: Notify::new() }
+        Self {
+            peer,
+            tls,
+            process_id,
+            secret,
+            in_flight: AtomicU32::new(0),
+            landed: Notify::new(),
+            doomed: AtomicBool::new(false),
+        }
     }
 
     /// Whether a cancel may still hit this backend.
     #[inline]
     pub fn is_threatened(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire) > 0
+        self.in_flight.load(Ordering::Acquire) > 0 || self.is_doomed()
+    }
+
+    /// Whether a cancel may hit this backend at any time for as long as it lives: nobody knows what became of
+    /// one that got no answer.
+    #[inline]
+    pub fn is_doomed(&self) -> bool {
+        self.doomed.load(Ordering::Acquire)
     }
 
     /// Waits until no cancel is in flight.
     pub async fn settled(&self) {
         loop {
             let landed = self.landed.notified();
-            if !self.is_threatened() {
+            if self.in_flight.load(Ordering::Acquire) == 0 {
                 return;
             }
             landed.await;
@@ -113,10 +130,14 @@ impl CancelInFlight {
     /// # Cancel safety
     /// Dropping it ends the wait; the cancel may or may not arrive.
     pub async fn send(self) -> Result<(), CancelError> {
-        match tokio::time::timeout(CANCEL_DEADLINE, self.send_unbounded()).await {
+        let sent = match tokio::time::timeout(CANCEL_DEADLINE, self.send_unbounded()).await {
             Ok(sent) => sent,
             Err(_) => Err(CancelError::Timeout),
+        };
+        if sent.is_err() {
+            self.0.doomed.store(true, Ordering::Release);
         }
+        sent
     }
 
     async fn send_unbounded(&self) -> Result<(), CancelError> {

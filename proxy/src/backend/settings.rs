@@ -169,6 +169,31 @@ pub fn read_back<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
     sql
 }
 
+/// The query that tells, one row per name and in their order: the value, and whether it is the one that RESET
+/// gives. A custom setting that was reset is empty; a role and a session authorization have no row in
+/// `pg_settings`.
+pub fn read_back_with_resets<'a>(names: impl IntoIterator<Item = &'a str>) -> Vec<u8> {
+    let mut sql = b"SELECT v.value, CASE v.name WHEN 'role' THEN v.value = 'none' \
+        WHEN 'session_authorization' THEN v.value = session_user ELSE coalesce(\
+        (SELECT s.setting = s.reset_val FROM pg_catalog.pg_settings s WHERE lower(s.name) = v.name), \
+        coalesce(v.value, '') = '') END FROM (VALUES "
+        .to_vec();
+    for (i, name) in names.into_iter().enumerate() {
+        if i > 0 {
+            sql.push(b',');
+        }
+        sql.push(b'(');
+        sql.extend_from_slice(i.to_string().as_bytes());
+        sql.push(b',');
+        put_literal(&mut sql, name.as_bytes());
+        sql.extend_from_slice(b",pg_catalog.current_setting(");
+        put_literal(&mut sql, name.as_bytes());
+        sql.extend_from_slice(b",true))");
+    }
+    sql.extend_from_slice(b") AS v(i, name, value) ORDER BY v.i");
+    sql
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

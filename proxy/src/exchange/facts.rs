@@ -13,6 +13,12 @@ pub struct Facts {
     pub statements: u32,
     /// Whether it may make a transaction durable by its own words.
     pub commits: bool,
+    /// Whether it may end a transaction, one way or the other.
+    pub ends_transaction: bool,
+    /// Whether it may roll something back.
+    pub rolls_back: bool,
+    /// Whether it ends a transaction and begins the next one at once (`AND CHAIN`).
+    pub chains: bool,
     /// Whether it may change the columns of a table that others know.
     pub alters_schema: bool,
     /// What it may change beyond the transaction, in the order of the text.
@@ -59,6 +65,9 @@ impl Default for Facts {
             first: StatementKind::Other,
             statements: 1,
             commits: true,
+            ends_transaction: true,
+            rolls_back: true,
+            chains: false,
             alters_schema: true,
             changes: Box::new([Change::Pin(PinReason::Untracked)]),
         }
@@ -79,6 +88,14 @@ impl Facts {
             first: analysis.first,
             statements: analysis.statements,
             commits: analysis.transaction.commits + analysis.transaction.prepares > 0,
+            ends_transaction: analysis.transaction.commits
+                + analysis.transaction.rollbacks
+                + analysis.transaction.prepares
+                > 0,
+            rolls_back: analysis.transaction.rollbacks > 0
+                || [analysis.first, analysis.last].contains(&StatementKind::RollbackTo)
+                || analysis.statements > 2,
+            chains: analysis.transaction.chains > 0,
             alters_schema: analysis.effects.is_empty()
                 && [analysis.first, analysis.last].contains(&StatementKind::Ddl),
             changes: analysis.effects.iter().filter_map(Change::of).collect(),

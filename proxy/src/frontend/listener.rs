@@ -14,6 +14,7 @@ use crate::exchange::Refusal;
 use crate::io::socket::Keepalive;
 use crate::io::{Buffer, Socket, Stream};
 use crate::server::Shared;
+use crate::wire::startup::StartupPacket;
 
 /// Pending connections that the kernel keeps for us.
 const BACKLOG: i32 = 1024;
@@ -135,7 +136,7 @@ impl Shared {
         }
         let max = self.config.load().listen.max_sessions;
         let Some(registration) = self.registry.register(peer, max) else {
-            tokio::spawn(turn_away(socket, max));
+            tokio::spawn(turn_away(socket, max, Arc::clone(self)));
             return;
         };
         let worker = self.least_loaded();
@@ -156,12 +157,17 @@ impl Shared {
     }
 }
 
-/// Says that there are too many sessions.
-async fn turn_away(socket: Socket, limit: usize) {
+/// Says that there are too many sessions. A cancel is still served: it makes room.
+async fn turn_away(socket: Socket, limit: usize, shared: Arc<Shared>) {
     let mut stream = Stream::Plain(socket);
     let conversation = async {
         let mut input = Buffer::lend();
         stream.fill(&mut input).await?;
+        if let Ok(StartupPacket::Cancel { process_id, secret }) = StartupPacket::read(input.unread()) {
+            crate::telemetry::metrics::get().cancels.increment(1);
+            shared.registry.cancel(process_id, &secret);
+            return Ok(());
+        }
         let mut out = Vec::new();
         let refusal = Refusal::TooManySessions { limit };
         crate::telemetry::metrics::refused(refusal.reason());

@@ -209,7 +209,7 @@ impl Conversation {
             database: parameters.database.into(),
             application_name: parameters.application_name.into(),
         });
-        self.say_welcome(&welcome, &registration, version >= VERSION_3_2);
+        self.say_welcome(&welcome, &registration, version);
         registration.entry.enter(Phase::Idle);
         self.flush().await?;
         Ok(LoggedIn { registration, pool, startup })
@@ -329,13 +329,13 @@ impl Conversation {
         }
     }
 
-    fn say_welcome(&mut self, welcome: &Welcome, registration: &Registration, long_key: bool) {
+    fn say_welcome(&mut self, welcome: &Welcome, registration: &Registration, version: ProtocolVersion) {
         let out = &mut self.out;
         reply::put_authentication(out, reply::auth::OK, &[]);
         for (name, value) in &welcome.parameters {
             reply::put_parameter_status(out, name.as_bytes(), value);
         }
-        reply::put_key(out, registration.entry.process_id, registration.entry.secret(long_key));
+        reply::put_key(out, registration.entry.process_id, registration.entry.give_secret(version));
         reply::put_ready(out, TransactionStatus::Idle);
     }
 

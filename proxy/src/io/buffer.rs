@@ -52,6 +52,11 @@ impl Buffer {
         }
     }
 
+    /// Forgets all unread bytes but the first `n`.
+    pub fn truncate(&mut self, n: usize) {
+        self.end = (self.start + n).min(self.end);
+    }
+
     /// The space behind the unread bytes. Moves them to the front when the space runs short.
     #[inline]
     pub fn space(&mut self) -> &mut [u8] {

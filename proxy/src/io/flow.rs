@@ -29,6 +29,8 @@ pub struct Flow {
     written: usize,
     /// Unseen bytes that the next pass needs in one piece.
     wanted: usize,
+    /// TLS has taken bytes that the socket has not.
+    unflushed: bool,
 }
 
 impl Flow {
@@ -99,7 +101,7 @@ impl Flow {
     /// Whether there are bytes to write.
     #[inline]
     pub fn is_pending(&self) -> bool {
-        self.passed > 0 || self.written < self.rebuilt.len()
+        self.passed > 0 || self.written < self.rebuilt.len() || self.unflushed
     }
 
     /// Whether a pass should stop here until bytes are written.
@@ -156,7 +158,17 @@ impl Flow {
                 self.input = None;
             }
         }
-        to.poll_flush(cx)
+        let flushed = to.poll_flush(cx);
+        self.unflushed = flushed.is_pending();
+        flushed
+    }
+
+    /// Forgets what was not looked at.
+    pub fn drop_unseen(&mut self) {
+        if let Some(input) = &mut self.input {
+            input.truncate(self.passed);
+        }
+        self.wanted = 0;
     }
 
     /// Forgets what was to be written; what was not looked at stays.

@@ -122,6 +122,11 @@ impl Pool {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// What new backends log in with.
+    pub fn credential(&self) -> Credential {
+        self.credential.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What new backends log in with from now on.
     pub fn set_credential(&self, credential: Credential) {
         if !matches!(credential, Credential::None) {
@@ -161,6 +166,7 @@ impl Pool {
         if let Some(trouble) = &inner.trouble
             && inner.open == inner.opening
             && now.duration_since(trouble.since) > limits.queue_timeout
+            && now < trouble.retry_at
         {
             return Acquire::refused(trouble.refusal(now));
         }
@@ -181,8 +187,7 @@ impl Pool {
     fn put_back(self: &Arc<Self>, mut backend: Box<Backend>) {
         let now = clock::now_ms();
         let mut inner = self.lock();
-        if backend.generation != inner.generation || now >= backend.retire_at_ms || self.upstream.is_starved()
-        {
+        if backend.generation != inner.generation || now >= backend.retire_at_ms || self.owes_place(&inner) {
             self.retire(inner, backend);
             return;
         }
@@ -199,24 +204,29 @@ impl Pool {
         inner.idle.push(backend);
     }
 
+    /// Whether another pool has no backend at all and this one can spare one.
+    #[inline]
+    fn owes_place(&self, inner: &Inner) -> bool {
+        self.upstream.is_starved() && (inner.open > 1 || inner.waiters.is_empty())
+    }
+
     #[cold]
     #[expect(clippy::boxed_local, reason = "it comes in a box and the task needs it whole")]
     fn retire(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, backend: Box<Backend>) {
         self.closed(&mut inner);
-        self.open_as_needed(&mut inner);
         drop(inner);
+        // Others first: this pool would take the place back at once.
         self.upstream.feed_starved();
+        self.open_as_needed(&mut self.lock());
         tokio::spawn(backend.terminate());
     }
 
     /// A leased backend is gone.
     fn lost(self: &Arc<Self>) {
         metrics::get().backends_lost.increment(1);
-        let mut inner = self.lock();
-        self.closed(&mut inner);
-        self.open_as_needed(&mut inner);
-        drop(inner);
+        self.closed(&mut self.lock());
         self.upstream.feed_starved();
+        self.open_as_needed(&mut self.lock());
     }
 
     fn closed(&self, inner: &mut Inner) {
@@ -233,7 +243,7 @@ impl Pool {
             && inner.trouble.as_ref().is_none_or(|trouble| now >= trouble.retry_at)
             && !self.paused.load(Ordering::Relaxed)
         {
-            if !self.upstream.reserve(self) {
+            if !self.upstream.reserve(self, inner.open) {
                 return;
             }
             inner.open += 1;
@@ -254,7 +264,7 @@ impl Pool {
             user: self.key.user.to_string(),
             database: self.key.database.to_string(),
             replication: self.key.replication.as_deref().map(str::to_owned),
-            credential: self.credential.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+            credential: self.credential(),
         };
         let connector = self.upstream.connector();
         let lifetime = limits.max_lifetime.mul_f64(rand::rng().random_range(0.9..=1.1));
@@ -315,9 +325,9 @@ impl Pool {
             inner.reported = backend.reported.clone();
             self.welcomes.clear();
         }
-        self.open_as_needed(&mut inner);
         drop(inner);
         self.put_back(Box::new(backend));
+        self.open_as_needed(&mut self.lock());
     }
 
     /// Refuses the waiters whose time is over. Called often; cheap while nobody waits.
@@ -369,7 +379,11 @@ impl Pool {
         }
         let in_use = inner.open > 0 || !inner.waiters.is_empty();
         let missing = in_use && inner.idle.len() + inner.opening < limits.min_idle;
-        if missing && inner.open < limits.size && inner.trouble.is_none() && self.upstream.reserve(self) {
+        if missing
+            && inner.open < limits.size
+            && inner.trouble.is_none()
+            && self.upstream.reserve(self, inner.open)
+        {
             inner.open += 1;
             inner.opening += 1;
             tokio::spawn(Arc::clone(self).open(generation, upstream::current_worker()));
@@ -381,10 +395,11 @@ impl Pool {
         }
     }
 
-    /// Closes one idle backend to make room for another pool; whether there was one.
-    fn evict(&self) -> bool {
+    /// Closes one backend that was idle for at least `idle` to make room for another pool; whether there was
+    /// one.
+    fn evict(&self, idle: Duration) -> bool {
         let mut inner = self.lock();
-        if inner.idle.is_empty() {
+        if inner.idle.first().is_none_or(|first| clock::since(first.idle_since_ms) < idle) {
             return false;
         }
         let backend = inner.idle.remove(0);

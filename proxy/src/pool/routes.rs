@@ -1,7 +1,7 @@
 //! Which upstream serves: replaced as a whole, noticed by sessions at their next checkout.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
 

@@ -20,6 +20,9 @@ const CONNECTS_AT_A_TIME: usize = 2;
 /// Pools that wait for another pool's backend to be closed, at most.
 const STARVED_MAX: usize = 1024;
 
+/// An idle backend is spared for another pool that has some of its own only after this long.
+const SPARE_AFTER: Duration = Duration::from_secs(1);
+
 /// What a pool is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PoolKey {
@@ -150,29 +153,40 @@ impl Upstream {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// Takes a place for one more backend of `pool`. When there is none, an idle backend of another pool is
-    /// closed for it; when there is no such backend either, the pool is remembered.
-    pub(super) fn reserve(self: &Arc<Self>, pool: &Arc<Pool>) -> bool {
+    /// Takes a place for one more backend of `pool`, which has `open` already. When there is none, one is
+    /// made soon, if possible: a backend that is idle in another pool is closed. A pool without any backend
+    /// is remembered until it gets one, and the others give way.
+    pub(super) fn reserve(self: &Arc<Self>, pool: &Arc<Pool>, open: usize) -> bool {
         let max = self.limits().max_per_upstream;
         let take = |open: usize| (open < max).then_some(open + 1);
         if self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok() {
+            self.remember_starved(|starved| starved.retain(|p| p.as_ptr() != Arc::as_ptr(pool)));
             return true;
         }
-        let mut starved = self.starved.lock().unwrap_or_else(PoisonError::into_inner);
-        if starved.len() < STARVED_MAX && !starved.iter().any(|p| p.as_ptr() == Arc::as_ptr(pool)) {
-            starved.push_back(Arc::downgrade(pool));
-            self.starved_len.store(starved.len(), Ordering::Release);
-            // Not here: the caller holds its pool's lock, and two pools may look at each other.
-            let upstream = Arc::clone(self);
-            tokio::spawn(async move { upstream.make_room() });
+        let idle = if open == 0 { Duration::ZERO } else { SPARE_AFTER };
+        if open == 0 {
+            self.remember_starved(|starved| {
+                if starved.len() < STARVED_MAX && !starved.iter().any(|p| p.as_ptr() == Arc::as_ptr(pool)) {
+                    starved.push_back(Arc::downgrade(pool));
+                }
+            });
         }
+        // Not here: the caller holds its pool's lock, and two pools may look at each other.
+        let (upstream, pool) = (Arc::clone(self), Arc::clone(pool));
+        tokio::spawn(async move { upstream.make_room(&pool, idle) });
         false
     }
 
-    /// Closes an idle backend of some pool, if there is one.
-    fn make_room(self: Arc<Self>) {
-        if self.is_starved() && self.pools().iter().any(|pool| pool.evict()) {
-            self.feed_starved();
+    fn remember_starved(&self, change: impl FnOnce(&mut VecDeque<Weak<Pool>>)) {
+        let mut starved = self.starved.lock().unwrap_or_else(PoisonError::into_inner);
+        change(&mut starved);
+        self.starved_len.store(starved.len(), Ordering::Release);
+    }
+
+    /// Closes a backend that was idle for so long in some other pool, if there is one.
+    fn make_room(&self, pool: &Arc<Pool>, idle: Duration) {
+        if self.pools().iter().any(|other| !Arc::ptr_eq(other, pool) && other.evict(idle)) {
+            pool.open_as_needed(&mut pool.lock());
         }
     }
 
@@ -192,10 +206,8 @@ impl Upstream {
         if !self.is_starved() {
             return;
         }
-        let mut starved = self.starved.lock().unwrap_or_else(PoisonError::into_inner);
-        let next = starved.pop_front();
-        self.starved_len.store(starved.len(), Ordering::Release);
-        drop(starved);
+        let mut next = None;
+        self.remember_starved(|starved| next = starved.pop_front());
         if let Some(pool) = next.and_then(|pool| pool.upgrade()) {
             pool.open_as_needed(&mut pool.lock());
         }

@@ -39,6 +39,20 @@ pub struct Conversation {
     pub(super) skipping: Skipping,
     /// The server waits for COPY data.
     pub(super) copy_in: bool,
+    /// Messages of the extended protocol were sent and no Sync behind them: their transaction is open,
+    /// whatever the last status says.
+    pub(super) unsynced: bool,
+    pub(super) barrier: Barrier,
+}
+
+/// Whether the next exchange has to wait for the answer to this one, which takes names and pins away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Barrier {
+    None,
+    /// Behind the exchange that is being sent.
+    AtItsEnd,
+    /// Here.
+    Here,
 }
 
 /// Where a scan is in the current frame.
@@ -93,6 +107,8 @@ impl Conversation {
             inbound: Frame::default(),
             skipping: Skipping::No,
             copy_in: false,
+            unsynced: false,
+            barrier: Barrier::None,
         }
     }
 
@@ -105,10 +121,13 @@ impl Conversation {
     /// See [`Position`].
     #[inline]
     pub fn position(&self) -> Position {
-        if self.outbound.left > 0 || (self.skipping == Skipping::No && self.ledger.wants_sync()) {
-            // A Sync of ours would commit what the application had not finished.
+        if self.outbound.left > 0 {
             Position::Torn
-        } else if self.ledger.is_empty() && self.skipping == Skipping::No && self.inbound.left == 0 {
+        } else if self.ledger.is_empty()
+            && self.skipping == Skipping::No
+            && !self.unsynced
+            && self.inbound.left == 0
+        {
             Position::Quiet
         } else {
             Position::Owing
@@ -143,7 +162,12 @@ impl Conversation {
 
     /// Whether the server still waits for a Sync that the application owes.
     pub fn owes_sync(&self) -> bool {
-        self.skipping == Skipping::UntilSync || self.ledger.wants_sync()
+        self.skipping == Skipping::UntilSync || self.unsynced
+    }
+
+    /// Whether a Sync of ours would commit what the application has not finished.
+    pub fn sync_would_commit(&self) -> bool {
+        self.skipping == Skipping::No && self.unsynced
     }
 
     /// The backend is gone: nothing that was owed by it comes any more. What the application has not sent
@@ -154,6 +178,8 @@ impl Conversation {
         self.inbound = Frame::default();
         self.skipping = Skipping::No;
         self.copy_in = false;
+        self.unsynced = false;
+        self.barrier = Barrier::None;
         self.notes = Notes::default();
         self.pins = Pins::default();
     }

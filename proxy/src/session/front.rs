@@ -6,6 +6,7 @@ use std::task::{Context, Poll};
 use super::Session;
 use super::outbound::TEXT_LIMIT;
 use super::registry::Signal;
+use crate::backend::Statement;
 use crate::exchange::Refusal;
 use crate::exchange::facts::Facts;
 use crate::exchange::refusal::Outcome;
@@ -45,6 +46,16 @@ pub(super) enum Next {
     Exchange,
     Ended,
     Refused(Refusal),
+}
+
+/// Whether this statement ends a transaction without a backend. An application that does not know of the loss
+/// gets an error even for its COMMIT; a chained transaction cannot be had without a backend.
+fn leaves(facts: &Facts, orphan: Orphan) -> bool {
+    let ends = match orphan {
+        Orphan::Untold => facts.first == StatementKind::Rollback,
+        Orphan::Told | Orphan::Skipping | Orphan::Leaving => facts.ends_failed_transaction(),
+    };
+    ends && facts.statements == 1 && !facts.chains
 }
 
 /// Whether the server answers after this message, whatever follows.
@@ -235,10 +246,14 @@ impl Session {
                 self.orphan_fails(orphan);
                 self.say_ready();
             }
-            (tag::PARSE, Orphan::Untold | Orphan::Told) => {
+            (tag::PARSE, Orphan::Untold | Orphan::Told | Orphan::Leaving) => {
                 let facts = Parse::read(body).map(|parse| Facts::of(parse.text)).unwrap_or_default();
-                match (facts.first, orphan) {
-                    (StatementKind::Rollback, _) | (StatementKind::Commit, Orphan::Told) => {
+                match (leaves(&facts, orphan), Parse::read(body)) {
+                    (true, Ok(parse)) => {
+                        if !parse.name.is_empty() {
+                            let statement = Statement::intern(parse.definition, || facts.clone());
+                            self.talk.names.insert(parse.name, statement);
+                        }
                         self.stage = Stage::Orphaned(Orphan::Leaving);
                         self.to_app.insert(|out| out.extend_from_slice(&reply::PARSE_COMPLETE_FRAME));
                     }
@@ -274,7 +289,7 @@ impl Session {
         let named = (message == tag::BIND).then(|| tag::BindNames::read(body)).flatten();
         let facts = named.and_then(|names| self.talk.names.get(names.statement)).map(|s| s.facts.clone());
         match facts {
-            Some(facts) if facts.first == StatementKind::Rollback => {
+            Some(facts) if leaves(&facts, orphan) => {
                 self.stage = Stage::Orphaned(Orphan::Leaving);
                 self.to_app.insert(|out| out.extend_from_slice(&reply::BIND_COMPLETE_FRAME));
             }
@@ -284,7 +299,7 @@ impl Session {
 
     /// One simple query in a transaction without a backend.
     fn orphan_statement(&mut self, orphan: Orphan, facts: &Facts) {
-        let leaves = facts.statements == 1 && facts.ends_failed_transaction();
+        let leaves = facts.statements == 1 && facts.ends_failed_transaction() && !facts.chains;
         match (leaves, orphan, facts.first) {
             (true, Orphan::Untold, StatementKind::Commit | StatementKind::PrepareTransaction) => {
                 self.say_refused(&Refusal::BackendLost { outcome: Outcome::RolledBack });

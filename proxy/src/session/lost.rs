@@ -14,6 +14,7 @@ impl Session {
     pub(super) async fn backend_gone(&mut self, lease: Lease, told: Told) -> Flowing {
         // Unknown position: the lease resets the connection.
         drop(lease);
+        self.to_app.drop_unseen();
         if self.talk.answer_is_torn() {
             // The rest of a message can never come; only the end of the connection is understood now.
             self.app.socket().reset_on_close();
@@ -36,8 +37,10 @@ impl Session {
     /// What can be said of the statements that were not answered.
     fn outcome(&self) -> Outcome {
         let notes = &self.talk.notes;
+        let autocommit = self.talk.status == TransactionStatus::Idle || notes.ends_transaction;
         match (self.talk.status, notes.commits, notes.sent) {
-            (TransactionStatus::Idle, _, Need::Write) | (_, true, _) => Outcome::Unknown,
+            (_, _, Need::Write) if autocommit => Outcome::Unknown,
+            (_, true, _) => Outcome::Unknown,
             (
                 TransactionStatus::Idle | TransactionStatus::InTransaction | TransactionStatus::Failed,
                 _,
@@ -48,7 +51,7 @@ impl Session {
 
     /// Answers everything that is owed.
     fn settle_with(&mut self, refusal: &Refusal, told: Told) {
-        let in_transaction = self.talk.status != TransactionStatus::Idle && !self.talk.notes.commits;
+        let in_transaction = self.talk.status != TransactionStatus::Idle && !self.talk.notes.ends_transaction;
         self.talk.status = if in_transaction { TransactionStatus::Failed } else { TransactionStatus::Idle };
         let owed_sync = self.talk.owes_sync();
         let mut told = told;

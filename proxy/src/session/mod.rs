@@ -32,13 +32,14 @@ use self::relay::{Hold, Relayed};
 use crate::backend::Settings;
 use crate::config::PoolMode;
 use crate::exchange::Refusal;
+use crate::exchange::refusal::Outcome;
 use crate::io::{Flow, Stream};
 use crate::pool::{Lease, Pool, Routes, Waiter};
 use crate::stack::{Checkout, Stack};
 use crate::telemetry::metrics;
 
-/// How long a last word may take to write.
-const LAST_WORD: Duration = Duration::from_secs(1);
+/// How long the last answers may take to write.
+const LAST_WORD: Duration = Duration::from_secs(5);
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -133,7 +134,7 @@ impl Session {
             self.enter(Phase::Idle);
             match self.next_exchange().await {
                 Next::Exchange => {}
-                Next::Ended => return self.app.shutdown().await,
+                Next::Ended => return self.last_words().await,
                 Next::Refused(refusal) => return self.end_with(&refusal).await,
             }
             let lease = match self.checkout().await {
@@ -155,7 +156,12 @@ impl Session {
     fn enter(&mut self, phase: Phase) {
         if phase != self.phase {
             self.phase = phase;
-            self.registration.entry.enter(phase);
+            let entry = &self.registration.entry;
+            entry.enter(phase);
+            if entry.has_any() {
+                // It was about the phase before.
+                entry.clear(Signal::Overdue);
+            }
         }
     }
 
@@ -163,7 +169,9 @@ impl Session {
     async fn checkout(&mut self) -> Result<Lease, Option<Refusal>> {
         if self.routes.epoch() != self.epoch {
             self.epoch = self.routes.epoch();
-            self.pool = self.routes.primary().pool(self.pool.key.clone());
+            let pool = self.routes.primary().pool(self.pool.key.clone());
+            pool.set_credential(self.pool.credential());
+            self.pool = pool;
         }
         let checkout = Checkout { pool: &self.pool, waiter: &self.waiter, worker: self.worker };
         let mut acquire = pin!(self.stack.call(checkout));
@@ -186,10 +194,12 @@ impl Session {
         if entry.has(Signal::Kill) {
             return Poll::Ready(Err(Some(Refusal::Killed)));
         }
-        if self.to_db.has_room()
-            && matches!(self.to_db.poll_fill(cx, &mut self.app), Poll::Ready(Ok(0) | Err(_)))
-        {
-            return Poll::Ready(Err(None));
+        while self.to_db.has_room() {
+            match self.to_db.poll_fill(cx, &mut self.app) {
+                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(None)),
+                Poll::Ready(Ok(_)) => {}
+                Poll::Pending => break,
+            }
         }
         Poll::Pending
     }
@@ -202,16 +212,22 @@ impl Session {
             return self.settings_refused(lease, refused).await;
         }
         self.registration.entry.serve(Some(Arc::clone(&lease.cancel_target)));
-        let end = poll_fn(|cx| self.poll_relay(cx, &mut lease)).await;
+        let end = loop {
+            match poll_fn(|cx| self.poll_relay(cx, &mut lease)).await {
+                Relayed::Settle => {
+                    if self.read_settings_back(&mut lease).await.is_err() {
+                        break Relayed::BackendGone { told: relay::Told::No };
+                    }
+                }
+                end => break end,
+            }
+        };
         self.registration.entry.serve(None);
         match end {
-            Relayed::Over => {
-                self.give_back(lease).await;
-                Flowing::On
-            }
+            Relayed::Over | Relayed::Settle => self.give_back(lease).await,
             Relayed::Terminated => {
                 self.leave(lease);
-                self.app.shutdown().await;
+                self.last_words().await;
                 Flowing::Ended
             }
             Relayed::AppGone => {
@@ -242,21 +258,26 @@ impl Session {
     }
 
     /// The backend is idle and nothing is owed.
-    async fn give_back(&mut self, mut lease: Lease) {
+    async fn give_back(&mut self, mut lease: Lease) -> Flowing {
         self.pool.exchanges.fetch_add(1, Ordering::Relaxed);
         if self.talk.notes.has_settings() && self.read_settings_back(&mut lease).await.is_err() {
-            return;
+            // Settings that were reported as set would silently be others from now on.
+            drop(lease);
+            self.end_with(&Refusal::BackendLost { outcome: Outcome::RolledBack }).await;
+            return Flowing::Ended;
         }
         if lease.cancel_target.is_threatened() {
             tokio::spawn(recover::quarantine(lease));
         } else {
             lease.give_back();
         }
+        Flowing::On
     }
 
     /// The session does not need the backend any more, whatever state it is in.
     fn leave(&mut self, lease: Lease) {
-        let plan = recover::Plan::of(&self.talk, self.talk.keeps(), self.to_db.is_pending());
+        let unsent = self.to_db.is_pending() || !self.to_app.unseen().is_empty();
+        let plan = recover::Plan::of(&self.talk, unsent);
         tokio::spawn(recover::recover(lease, plan));
     }
 

@@ -70,6 +70,10 @@ pub struct Notes {
     pub sent: Need,
     /// Whether a COMMIT was among it.
     pub commits: bool,
+    /// Whether anything among it ends a transaction.
+    pub ends_transaction: bool,
+    /// Whether the transaction was, in part or as a whole, rolled back.
+    pub rolls_back: bool,
     /// Whether the transaction may change the schema.
     pub alters_schema: bool,
 }
@@ -85,6 +89,8 @@ impl Default for Notes {
             failed: false,
             sent: Need::Neutral,
             commits: false,
+            ends_transaction: false,
+            rolls_back: false,
             alters_schema: false,
         }
     }
@@ -96,6 +102,8 @@ impl Notes {
     pub fn sent(&mut self, facts: &Facts, pins: &mut Pins) -> NewPins {
         self.sent = self.sent.max(facts.lane);
         self.commits |= facts.commits;
+        self.ends_transaction |= facts.ends_transaction;
+        self.rolls_back |= facts.rolls_back;
         self.alters_schema |= facts.alters_schema;
         if facts.changes.is_empty() { NewPins::default() } else { self.changes(&facts.changes, pins) }
     }
@@ -104,12 +112,13 @@ impl Notes {
         let mut new = NewPins::default();
         for change in changes {
             match change {
-                Change::Set(name) => self.touched.push(name.clone()),
-                Change::Reset(name) => self.resets.push(name.clone()),
+                Change::Set(name) => note(&mut self.touched, name),
+                Change::Reset(name) => note(&mut self.resets, name),
                 Change::ResetAll => self.reset_all = true,
                 Change::DiscardAll | Change::DeallocateAll => self.watching = true,
                 Change::Deallocate(_) => {}
                 Change::Pin(reason) => {
+                    self.unpins.retain(|unpin| unpin != reason);
                     if pins.insert(*reason) {
                         new.0 = Some(*reason);
                     }
@@ -135,14 +144,26 @@ impl Notes {
         }
         self.sent = Need::Neutral;
         self.commits = false;
-        if !self.unpins.is_empty() {
-            for reason in std::mem::take(&mut self.unpins) {
-                if !self.failed {
-                    pins.remove(reason);
-                }
+        self.ends_transaction = false;
+        if status != TransactionStatus::Idle {
+            return;
+        }
+        for reason in self.unpins.drain(..) {
+            // What was rolled back still is.
+            if !self.failed && !self.rolls_back {
+                pins.remove(reason);
             }
         }
+        self.watching = false;
         self.failed = false;
+        self.rolls_back = false;
+    }
+}
+
+/// Each name once, however often an application sets it.
+fn note(names: &mut Vec<Box<str>>, name: &str) {
+    if !names.iter().any(|noted| **noted == *name) {
+        names.push(name.into());
     }
 }
 

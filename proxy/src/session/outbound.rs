@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::conversation::{Conversation, Fate, Frame, Skipping};
+use super::conversation::{Barrier, Conversation, Fate, Frame, Skipping};
 use super::names::UnnamedKind;
 use super::notes::NewPins;
 use crate::backend::{Backend, Statement, StatementId};
@@ -50,7 +50,7 @@ impl Conversation {
                     return Ok(Outbound::More);
                 }
             }
-            if flow.is_full() || self.ledger.is_full() {
+            if flow.is_full() || self.ledger.is_full() || self.is_barred() {
                 return Ok(Outbound::Blocked);
             }
             let Some(header) = Header::read_frontend(flow.unseen())? else {
@@ -60,6 +60,24 @@ impl Conversation {
                 Step::Next => {}
                 Step::Stop(why) => return Ok(why),
             }
+        }
+    }
+
+    /// See [`Barrier`].
+    #[inline]
+    fn is_barred(&mut self) -> bool {
+        if self.barrier == Barrier::Here && self.ledger.is_empty() {
+            self.barrier = Barrier::None;
+        }
+        self.barrier == Barrier::Here
+    }
+
+    /// An exchange is complete.
+    #[inline]
+    fn exchange_ends(&mut self) {
+        self.unsynced = false;
+        if self.barrier == Barrier::AtItsEnd {
+            self.barrier = Barrier::Here;
         }
     }
 
@@ -73,12 +91,17 @@ impl Conversation {
         if self.skipping == Skipping::UntilSync && !matches!(header.tag, tag::SYNC | tag::TERMINATE) {
             return Ok(self.move_on(header, flow, Fate::Skip));
         }
+        self.unsynced |=
+            matches!(header.tag, tag::PARSE | tag::BIND | tag::DESCRIBE | tag::EXECUTE | tag::CLOSE);
         match header.tag {
             tag::QUERY => return self.query(header, flow, backend),
             tag::PARSE => return self.parse(header, flow, backend),
             tag::BIND => return self.bind(header, flow, backend),
             tag::DESCRIBE | tag::CLOSE => return self.target(header, flow, backend),
-            tag::EXECUTE if self.names.unnamed_kind == UnnamedKind::Deallocate => {
+            tag::EXECUTE
+                if self.names.unnamed_kind == UnnamedKind::Deallocate
+                    && flow.unseen().get(HEADER_LEN) == Some(&0) =>
+            {
                 self.names.unnamed_kind = UnnamedKind::Forwarded;
                 let mut answer = Vec::new();
                 reply::put_command_complete(&mut answer, b"DEALLOCATE");
@@ -86,13 +109,17 @@ impl Conversation {
                 return Ok(self.move_on(header, flow, Fate::Skip));
             }
             tag::EXECUTE => self.ledger.owe(Owed::Execute),
+            // The server ignores it while it takes COPY data.
+            tag::SYNC if self.copy_in => {}
             tag::SYNC => {
                 self.skipping = Skipping::No;
                 self.ledger.owe(Owed::Sync);
+                self.exchange_ends();
             }
             tag::FUNCTION_CALL => {
                 let _ = self.notes.sent(&Facts::of(b"call"), &mut self.pins);
                 self.ledger.owe(Owed::FunctionCall);
+                self.exchange_ends();
             }
             tag::COPY_DONE | tag::COPY_FAIL => self.ledger.owe(Owed::CopyEnd),
             tag::TERMINATE => return Ok(Step::Stop(Outbound::Terminate)),
@@ -111,6 +138,11 @@ impl Conversation {
 
     fn query(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Result<Step, WireError> {
         let Some(frame) = flow.unseen().get(..header.frame_len) else {
+            if header.frame_len > TEXT_LIMIT {
+                self.exchange_ends();
+                backend.unnamed = None;
+                self.names.clear_unnamed();
+            }
             return Ok(self.incomplete(header, flow, Owed::Query));
         };
         let facts = Facts::of(query_text(frame.get(HEADER_LEN..).unwrap_or_default())?);
@@ -126,6 +158,7 @@ impl Conversation {
             return Ok(self.move_on(header, flow, Fate::Skip));
         }
         self.sent(&facts);
+        self.exchange_ends();
         self.ledger.owe(Owed::Query);
         Ok(self.move_on(header, flow, Fate::Pass))
     }
@@ -146,11 +179,18 @@ impl Conversation {
         if let Some(reason) = reason {
             metrics::pinned(reason);
         }
+        if self.notes.watching && self.barrier == Barrier::None {
+            self.barrier = Barrier::AtItsEnd;
+        }
     }
 
     fn parse(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Result<Step, WireError> {
         let Some(frame) = flow.unseen().get(..header.frame_len) else {
             // Too long to keep: it stays under the application's own name, on this backend.
+            if header.frame_len > TEXT_LIMIT && flow.unseen().get(HEADER_LEN) == Some(&0) {
+                self.names.clear_unnamed();
+                backend.unnamed = Some(self.names.owner);
+            }
             return Ok(self.incomplete(header, flow, Owed::Parse(Parsed::Unnamed)));
         };
         let parse = Parse::read(frame.get(HEADER_LEN..).unwrap_or_default())?;
@@ -218,6 +258,7 @@ impl Conversation {
             name.extend_from_slice(sole);
         }
         self.names.remove(&name);
+        self.names.clear_unnamed();
         self.names.unnamed_kind = UnnamedKind::Deallocate;
         self.ledger.owe(Owed::Local(reply::PARSE_COMPLETE_FRAME.into()));
         self.move_on(header, flow, Fate::Skip)
@@ -270,6 +311,9 @@ impl Conversation {
         if let Some(reason) = reason {
             metrics::pinned(reason);
         }
+        if self.notes.watching && self.barrier == Barrier::None {
+            self.barrier = Barrier::AtItsEnd;
+        }
         if backend.prepared.touch(id) {
             rename_bind(header, lens, &statement.name, flow);
         } else {
@@ -295,11 +339,11 @@ impl Conversation {
             self.sent(&facts);
             self.names.unnamed_facts = Some(facts);
         }
-        if self.names.unnamed().is_empty() {
-            return self.disown_unnamed(flow, backend);
-        }
         if backend.unnamed == Some(self.names.owner) {
             return;
+        }
+        if self.names.unnamed().is_empty() {
+            return self.disown_unnamed(flow, backend);
         }
         flow.insert(|out| out.extend_from_slice(self.names.unnamed()));
         self.ledger.owe(Owed::InjectedParse(None));

@@ -31,9 +31,11 @@ pub(super) struct Plan {
 
 impl Plan {
     /// For a session that leaves at this point. `unsent`: bytes for the backend were not written yet.
-    pub(super) fn of(talk: &Conversation, hold: Hold, unsent: bool) -> Self {
+    pub(super) fn of(talk: &Conversation, unsent: bool) -> Self {
+        // Nobody will read back what was set; `DISCARD ALL` undoes it.
+        let hold = if talk.notes.has_settings() { Hold::Session } else { talk.keeps() };
         Self {
-            position: if unsent { Position::Torn } else { talk.position() },
+            position: if unsent || talk.sync_would_commit() { Position::Torn } else { talk.position() },
             ready_owed: talk.ledger.ready_owed(),
             wants_sync: talk.owes_sync(),
             copying_in: talk.is_copying_in(),
@@ -116,7 +118,7 @@ async fn run(lease: &mut Lease, sql: &[u8]) -> Result<(), ()> {
 pub(super) async fn quarantine(mut lease: Lease) {
     if lease.cancel_target.is_threatened() {
         let target = std::sync::Arc::clone(&lease.cancel_target);
-        if tokio::time::timeout(SETTLE, target.settled()).await.is_err() {
+        if tokio::time::timeout(SETTLE, target.settled()).await.is_err() || target.is_doomed() {
             return;
         }
         // The signal was sent before the server closed the cancel's connection, but a backend acts on it a

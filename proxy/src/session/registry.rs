@@ -11,6 +11,7 @@ use subtle::ConstantTimeEq;
 
 use crate::backend::CancelTarget;
 use crate::clock;
+use crate::wire::startup::{ProtocolVersion, VERSION_3_2};
 
 /// Bytes of the secret that we give to protocol 3.2; 3.0 has room for four.
 const SECRET_LEN: usize = 32;
@@ -64,6 +65,8 @@ pub struct Entry {
     /// The process id that the application was given.
     pub process_id: u32,
     secret: Vec<u8>,
+    /// Bytes of the secret that the application was given.
+    secret_len: AtomicUsize,
     /// Where the application is; `None` for unix sockets.
     pub peer: Option<SocketAddr>,
     /// Since when it is here.
@@ -89,9 +92,15 @@ pub struct Identity {
 }
 
 impl Entry {
-    /// The secret as the protocol version has room for it.
-    pub fn secret(&self, long: bool) -> &[u8] {
-        if long { &self.secret } else { self.secret.get(..SECRET_LEN_3_0).unwrap_or_default() }
+    /// The secret as the protocol version has room for it; from now on only this much of it counts.
+    pub fn give_secret(&self, version: ProtocolVersion) -> &[u8] {
+        let len = if version >= VERSION_3_2 { SECRET_LEN } else { SECRET_LEN_3_0 };
+        self.secret_len.store(len, Ordering::Relaxed);
+        self.given_secret()
+    }
+
+    fn given_secret(&self) -> &[u8] {
+        self.secret.get(..self.secret_len.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
     /// Names the task to wake for signals. Once, from within the task.
@@ -197,6 +206,7 @@ impl Registry {
         let entry = Arc::new(Entry {
             process_id,
             secret,
+            secret_len: AtomicUsize::new(SECRET_LEN),
             peer,
             started: Instant::now(),
             identity: OnceLock::new(),
@@ -223,7 +233,7 @@ impl Registry {
     pub fn cancel(&self, process_id: u32, secret: &[u8]) {
         let entry = self.lock().get(&process_id).map(Arc::clone);
         if let Some(entry) = entry
-            && [true, false].iter().any(|&long| bool::from(entry.secret(long).ct_eq(secret)))
+            && bool::from(entry.given_secret().ct_eq(secret))
         {
             entry.cancel();
         }

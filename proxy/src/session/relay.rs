@@ -20,6 +20,8 @@ const ROUNDS: usize = 32;
 pub enum Relayed {
     /// The backend is idle and nothing is owed: it can go to another session.
     Over,
+    /// As `Over`, for a session that keeps its backend: its settings have to be looked after.
+    Settle,
     /// The application said goodbye and everything that it had sent before is done.
     Terminated,
     /// The application is gone.
@@ -112,8 +114,9 @@ impl Session {
             let waits = self.talk.is_copying_in() || self.talk.owes_sync();
             return (waits || self.talk.ledger.is_empty()).then_some(Relayed::Terminated);
         }
-        match (self.talk.is_over(), self.talk.keeps()) {
+        match (self.talk.is_over() && self.to_app.unseen().is_empty(), self.talk.keeps()) {
             (true, Hold::Transaction) => Some(Relayed::Over),
+            (true, Hold::Session) if self.talk.notes.has_settings() => Some(Relayed::Settle),
             (true, Hold::Session) | (false, _) => None,
         }
     }
@@ -159,6 +162,7 @@ impl Session {
     #[inline]
     fn carry_inbound(&mut self, cx: &mut Context<'_>, lease: &mut Lease) -> Side {
         self.talk.give_local_answers(&mut self.to_app);
+        self.note_phase();
         let mut side = Side::Waits;
         loop {
             if self.to_app.is_pending() {
@@ -176,7 +180,8 @@ impl Session {
                     continue;
                 }
             }
-            if self.talk.is_over() && self.talk.keeps() == Hold::Transaction {
+            let over = self.talk.is_over() && self.to_app.unseen().is_empty();
+            if over && self.talk.keeps() == Hold::Transaction {
                 return side;
             }
             match self.to_app.poll_fill(cx, &mut lease.stream) {
@@ -205,13 +210,11 @@ impl Session {
     fn note_phase(&mut self) {
         let phase = match (self.talk.ledger.is_empty(), self.talk.status) {
             (false, _) => Phase::Active,
+            (true, _) if self.talk.owes_sync() => Phase::IdleInTransaction,
             (true, TransactionStatus::Idle) => Phase::Idle,
             (true, TransactionStatus::InTransaction | TransactionStatus::Failed) => Phase::IdleInTransaction,
         };
-        if phase != self.phase {
-            self.phase = phase;
-            self.registration.entry.enter(phase);
-        }
+        self.enter(phase);
     }
 
     /// The signal that ends the session now, if there is one.

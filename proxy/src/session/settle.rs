@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::relay::Told;
 use super::{Flowing, Session};
-use crate::backend::settings::read_back;
+use crate::backend::settings::{read_back, read_back_with_resets};
 use crate::backend::{BackendError, Settings};
 use crate::exchange::Refusal;
+use crate::exchange::refusal::Outcome;
 use crate::pool::{Lease, Welcome};
 use crate::telemetry::metrics;
+use crate::wire::backend::put_parameter_status;
 use crate::wire::error_fields::{ErrorMessage, Severity};
 use crate::wire::{SqlState, TransactionStatus};
 
@@ -54,58 +55,83 @@ impl Session {
         bring(lease, &self.talk.wanted).await
     }
 
-    /// A setting that worked before (or came with the startup packet) does not work on this backend.
+    /// A setting that worked before does not work on this backend. Without it the session would not be what
+    /// its application believes, so it ends.
     pub(super) async fn settings_refused(&mut self, lease: Lease, refused: SettingsRefused) -> Flowing {
         match refused {
             SettingsRefused::Lost => {
                 drop(lease);
-                self.refuse(&Refusal::BackendLost { outcome: crate::exchange::refusal::Outcome::NotSent });
+                self.refuse(&Refusal::BackendLost { outcome: Outcome::NotSent });
+                Flowing::On
             }
             SettingsRefused::Value(code, message) => {
-                self.give_back(lease).await;
+                lease.give_back();
                 let error = ErrorMessage {
-                    severity: Severity::Error,
+                    severity: Severity::Fatal,
                     code,
                     message: &message,
                     detail: "reason=settings outcome=not_sent",
                     hint: "A setting of this session is not accepted by the backend that was to serve it.",
                 };
-                self.refuse_with(&error);
+                self.to_app.insert(|out| error.put(out));
+                self.last_words().await;
+                Flowing::Ended
             }
         }
-        Flowing::On
     }
 
     /// Reads the values of the settings that were touched: what the server says counts, whatever the
     /// statements said, whether they failed or were rolled back.
-    pub(super) async fn read_settings_back(&mut self, lease: &mut Lease) -> Result<(), Told> {
-        let notes = std::mem::take(&mut self.talk.notes);
-        let mut wanted =
-            if notes.reset_all { Arc::clone(&self.talk.startup) } else { Arc::clone(&self.talk.wanted) };
-        if notes.reset_all {
-            lease.applied = Settings::none();
+    pub(super) async fn read_settings_back(&mut self, lease: &mut Lease) -> Result<(), SettingsRefused> {
+        let notes = &mut self.talk.notes;
+        let mut resets = std::mem::take(&mut notes.resets);
+        let mut names = std::mem::take(&mut notes.touched);
+        if std::mem::take(&mut notes.reset_all) {
+            let known = [&lease.applied, &self.talk.startup, &self.talk.wanted];
+            resets.extend(known.iter().flat_map(|set| set.iter()).map(|(name, _)| name.into()));
         }
-        for name in &notes.resets {
-            wanted = wanted.with([(&**name, self.talk.startup.get(name))]);
-            lease.applied = lease.applied.with([(&**name, None)]);
-        }
-        let names: Vec<&str> = notes
-            .touched
-            .iter()
-            .map(|name| &**name)
-            .filter(|name| !notes.resets.iter().any(|reset| **reset == **name))
-            .collect();
-        if !names.is_empty() {
-            let asked = within(lease.query(&read_back(names.iter().copied()))).await;
-            let Ok(rows) = asked else { return Err(Told::No) };
-            let values = rows.into_iter().next().unwrap_or_default();
-            for (name, value) in names.iter().zip(&values) {
-                let change = [(*name, value.as_deref())];
-                wanted = wanted.with(change);
-                lease.applied = lease.applied.with(change);
+        names.extend(resets.iter().cloned());
+        names.sort();
+        names.dedup();
+        let rows = within(lease.query(&read_back_with_resets(names.iter().map(|name| &**name)))).await?;
+        let mut wanted = Arc::clone(&self.talk.wanted);
+        let mut restored = Vec::new();
+        for (name, row) in names.iter().zip(&rows) {
+            let value = row.first().and_then(Option::as_deref);
+            let at_reset = row.get(1).and_then(Option::as_deref) == Some(b"t");
+            if at_reset && resets.contains(name) {
+                let startup = self.talk.startup.get(name);
+                restored.extend(startup.map(|_| name.clone()));
+                wanted = wanted.with([(&**name, startup)]);
+                lease.applied = lease.applied.with([(&**name, None)]);
+            } else {
+                wanted = wanted.with([(&**name, value)]);
+                lease.applied = lease.applied.with([(&**name, value)]);
             }
         }
         self.talk.wanted = wanted;
+        if restored.is_empty() { Ok(()) } else { self.restore(lease, &restored).await }
+    }
+
+    /// RESET goes back to what the session's startup packet said, and the application is told the values of
+    /// those parameters that a server reports.
+    async fn restore(&mut self, lease: &mut Lease, names: &[Box<str>]) -> Result<(), SettingsRefused> {
+        bring(lease, &self.talk.wanted).await?;
+        let reported: Vec<Box<str>> = lease
+            .reported
+            .keys()
+            .filter(|key| names.iter().any(|n| n.eq_ignore_ascii_case(key)))
+            .cloned()
+            .collect();
+        if reported.is_empty() {
+            return Ok(());
+        }
+        let rows = within(lease.query(&read_back(reported.iter().map(|name| &**name)))).await?;
+        let values = rows.into_iter().next().unwrap_or_default();
+        for (name, value) in reported.iter().zip(values) {
+            let value = value.unwrap_or_default();
+            self.to_app.insert(|out| put_parameter_status(out, name.as_bytes(), &value));
+        }
         Ok(())
     }
 }
