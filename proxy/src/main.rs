@@ -1,1 +1,37 @@
-fn main() {}
+//! The sidecar's command line.
+
+use std::process::ExitCode;
+
+use tidegate::cli::{self, Command, Options};
+use tidegate::config::Config;
+use tidegate::{server, telemetry};
+
+fn main() -> ExitCode {
+    match cli::parse() {
+        Command::Run(options) => run(&options),
+        Command::Check(options) => cli::check(&options),
+    }
+}
+
+/// 0: stopped as told. 1: failed while starting or running. 2: bad configuration.
+fn run(options: &Options) -> ExitCode {
+    telemetry::logs::install(options.log_format);
+    let sources = options.sources();
+    let config = match Config::load(&sources) {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(2);
+        }
+    };
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    match server::run(config, &sources) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", server::describe(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -81,6 +81,19 @@ async fn a_waiter_dropped_before_the_hand_over_leaves_at_once() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn of_idle_items_the_warmest_goes_first_unless_another_is_preferred() {
+    // The oldest first would keep every item of a burst in use, and cold; a preference must not refuse.
+    let handoff = stocked(&[4], 4);
+
+    let by = |wanted: u32| *handoff.try_checkout_by(READ, &Ask::default(), |item| *item == wanted).unwrap();
+
+    assert_eq!(*take(&handoff, READ), 3);
+    assert_eq!(by(1), 1);
+    assert_eq!(*take(&handoff, READ), 1, "the last returned");
+    assert_eq!(by(77), 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_stuck_lane_cannot_take_the_items_of_another() {
     // One limit for both would let three stuck writes leave nothing to read with.
     let handoff = stocked(&[4, 3], 4);
@@ -151,6 +164,134 @@ async fn the_ramp_bounds_what_is_in_flight_and_lifting_it_serves_who_waits() {
     handoff.set_ramp(READ, None);
 
     assert!(poll(&mut second).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sweep_serves_those_whose_share_no_longer_binds() {
+    // No item comes back that could wake them: they would wait beside an idle one.
+    let queue = QueueConfig { wait_max: Duration::from_secs(5), ..QueueConfig::default() };
+    let handoff = Handoff::new([LaneConfig { ceiling: 2, queue }]);
+    (0..2).for_each(|item| handoff.put(item));
+    let taken = [(); 2].map(|()| take(&handoff, READ));
+    let ask = |priority| Ask { priority, deadline: None };
+    let mut important = handoff.checkout(READ, ask(Priority::Critical));
+    let mut batch = handoff.checkout(READ, ask(Priority::Sheddable));
+    assert!(poll(&mut important).is_pending() && poll(&mut batch).is_pending());
+    advance(Duration::from_millis(201)).await;
+    drop(taken);
+    let _lease = poll(&mut important);
+    assert!(poll(&mut batch).is_pending(), "one of two is the share of sheddable work");
+
+    advance(Duration::from_millis(1001)).await;
+    handoff.sweep(Instant::now());
+
+    assert!(poll(&mut batch).is_ready());
+}
+
+/// What became of one request under load.
+struct Served {
+    priority: Priority,
+    waited: Duration,
+    result: Result<(), Reason>,
+}
+
+/// Offers `per_ms` requests each millisecond, every tenth of them critical, to ten permits of 10 ms each (one
+/// request per millisecond is the capacity).
+async fn load(handoff: &Handoff<u32>, per_ms: usize, lasts_ms: usize) -> Vec<Served> {
+    let mut tasks = Vec::new();
+    let mut ticks = tokio::time::interval(Duration::from_millis(1));
+    for ms in 0..lasts_ms {
+        ticks.tick().await;
+        for n in 0..per_ms {
+            let critical = (ms * per_ms + n).is_multiple_of(10);
+            let priority = if critical { Priority::Critical } else { Priority::Sheddable };
+            let handoff = handoff.clone();
+            tasks.push(tokio::spawn(async move {
+                let start = Instant::now();
+                let lease = handoff.checkout(READ, Ask { priority, deadline: None }).await;
+                let waited = start.elapsed();
+                if lease.is_ok() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+                Served { priority, waited, result: lease.map(drop).map_err(|refusal| refusal.reason) }
+            }));
+        }
+        if ms % 10 == 0 {
+            handoff.sweep(Instant::now());
+        }
+    }
+    let sweeper = handoff.clone();
+    let sweeping = tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            sweeper.sweep(Instant::now());
+        }
+    });
+    let mut served = Vec::new();
+    for task in tasks {
+        served.push(task.await.unwrap());
+    }
+    sweeping.abort();
+    served
+}
+
+#[tokio::test(start_paused = true)]
+async fn three_times_the_load_costs_no_goodput_and_no_critical_request() {
+    // A queue without bounds serves only those who have given up; a shedder that sheds too much serves too few.
+    let handoff = stocked(&[10], 10);
+
+    let burst = load(&handoff, 3, 5000).await;
+
+    let goodput = burst.iter().filter(|served| served.result.is_ok()).count();
+    assert!(goodput >= 4500, "{goodput} of a capacity of 5000");
+    let longest = burst.iter().map(|served| served.waited).max().unwrap();
+    assert!(longest <= Duration::from_millis(1011), "waited {longest:?}");
+    let critical: Vec<_> = burst.iter().filter(|served| served.priority == Priority::Critical).collect();
+    assert!(critical.iter().all(|served| served.result.is_ok()));
+    let slowest = critical.iter().map(|served| served.waited).max().unwrap();
+    assert!(slowest <= Duration::from_millis(20), "a critical request waited {slowest:?}");
+
+    // After the burst everything is as before: half the capacity is served without a wait.
+    let after = load(&handoff, 1, 1000).await;
+    assert!(after.iter().all(|served| served.result.is_ok() && served.waited <= Duration::from_millis(10)));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn threads_that_share_it_lose_nothing_and_never_exceed_the_ceiling() {
+    // A place freed in one thread and answered in another would hand one waiter's item to a stranger, or nobody.
+    let handoff = stocked(&[3, 2], 4);
+    let in_use = std::sync::Arc::new([const { std::sync::atomic::AtomicUsize::new(0) }; 2]);
+    let tasks: Vec<_> = (0..16_usize)
+        .map(|task| {
+            let (handoff, in_use) = (handoff.clone(), in_use.clone());
+            tokio::spawn(async move {
+                let lane = task % 2;
+                for round in 0..500_usize {
+                    let checkout = handoff.checkout(lane, Ask::default());
+                    if (round + task) % 7 == 0 {
+                        let _ = tokio::time::timeout(Duration::from_micros(50), checkout).await;
+                        continue;
+                    }
+                    let lease = checkout.await.unwrap();
+                    let before = in_use[lane].fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    assert!(before < [3, 2][lane], "the ceiling was exceeded");
+                    tokio::task::yield_now().await;
+                    in_use[lane].fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                    drop(lease);
+                }
+            })
+        })
+        .collect();
+
+    for task in tasks {
+        task.await.unwrap();
+    }
+
+    assert_eq!(handoff.idle(), 4);
+    for lane in [READ, WRITE] {
+        let stats = handoff.stats(lane).unwrap();
+        assert_eq!((stats.in_flight, stats.waiting), (0, 0));
+    }
 }
 
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@
 
 pub mod acquire;
 pub mod lease;
+pub mod routes;
 pub mod upstream;
 mod waiter;
 pub mod welcome;
@@ -21,6 +22,7 @@ use tidegate_layers::backoff::Backoff;
 
 pub use acquire::Acquire;
 pub use lease::Lease;
+pub use routes::Routes;
 pub use upstream::{PoolKey, Upstream};
 pub use waiter::Waiter;
 pub use welcome::{Welcome, Welcomes};

@@ -14,7 +14,7 @@ pub mod outbound;
 mod recover;
 pub mod registry;
 pub mod relay;
-mod settle;
+pub(crate) mod settle;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -33,7 +33,7 @@ use crate::backend::Settings;
 use crate::config::PoolMode;
 use crate::exchange::Refusal;
 use crate::io::{Flow, Stream};
-use crate::pool::{Lease, Pool, Waiter};
+use crate::pool::{Lease, Pool, Routes, Waiter};
 use crate::stack::{Checkout, Stack};
 use crate::telemetry::metrics;
 
@@ -59,6 +59,9 @@ pub struct Session {
     phase: Phase,
     /// The application said goodbye.
     terminating: bool,
+    routes: Arc<Routes>,
+    /// The epoch of the routes that `pool` is from.
+    epoch: u64,
 }
 
 /// What a session starts with.
@@ -80,6 +83,8 @@ pub struct Beginning {
     pub mode: PoolMode,
     /// Settings of its startup packet.
     pub startup: Arc<Settings>,
+    /// Which server is asked.
+    pub routes: Arc<Routes>,
 }
 
 /// Whether the session goes on.
@@ -107,6 +112,8 @@ impl Session {
             stage: Stage::Ready,
             phase: Phase::Login,
             terminating: false,
+            epoch: beginning.routes.epoch(),
+            routes: beginning.routes,
         }
     }
 
@@ -161,6 +168,10 @@ impl Session {
 
     /// Asks the stack for a backend. `Err(None)`: the application left while it waited.
     async fn checkout(&mut self) -> Result<Lease, Option<Refusal>> {
+        if self.routes.epoch() != self.epoch {
+            self.epoch = self.routes.epoch();
+            self.pool = self.routes.primary().pool(self.pool.key.clone());
+        }
         let checkout =
             Checkout { pool: Arc::clone(&self.pool), waiter: Arc::clone(&self.waiter), worker: self.worker };
         let mut acquire = pin!(self.stack.call(checkout));

@@ -7,17 +7,32 @@ use super::{Flowing, Session};
 use crate::backend::settings::read_back;
 use crate::backend::{BackendError, Settings};
 use crate::exchange::Refusal;
-use crate::pool::Lease;
+use crate::pool::{Lease, Welcome};
 use crate::telemetry::metrics;
 use crate::wire::error_fields::{ErrorMessage, Severity};
 use crate::wire::{SqlState, TransactionStatus};
 
 /// Why settings could not be brought to a backend.
-pub(super) enum SettingsRefused {
+pub(crate) enum SettingsRefused {
     /// PostgreSQL does not accept a value; the backend is as before.
     Value(SqlState, String),
     /// The connection failed.
     Lost,
+}
+
+impl SettingsRefused {
+    /// SQLSTATE and message.
+    pub(crate) fn words(&self) -> (SqlState, String) {
+        match self {
+            Self::Value(code, message) => (*code, message.clone()),
+            Self::Lost => (SqlState::INSUFFICIENT_RESOURCES, "connection to PostgreSQL lost".to_owned()),
+        }
+    }
+
+    /// Whether the backend is usable.
+    pub(crate) fn is_about_values(&self) -> bool {
+        matches!(self, Self::Value(..))
+    }
 }
 
 impl From<BackendError> for SettingsRefused {
@@ -93,7 +108,7 @@ impl Session {
 }
 
 /// Brings a backend to these settings.
-pub(super) async fn bring(lease: &mut Lease, wanted: &Arc<Settings>) -> Result<(), SettingsRefused> {
+pub(crate) async fn bring(lease: &mut Lease, wanted: &Arc<Settings>) -> Result<(), SettingsRefused> {
     let path = lease.applied.path_to(wanted);
     if !path.is_empty() {
         metrics::get().settings_replayed.increment(1);
@@ -102,4 +117,15 @@ pub(super) async fn bring(lease: &mut Lease, wanted: &Arc<Settings>) -> Result<(
     lease.applied = Arc::clone(wanted);
     debug_assert_eq!(lease.status, TransactionStatus::Idle);
     Ok(())
+}
+
+/// Brings a backend to the settings of a session that logs in, and asks what that session is to be told.
+pub(crate) async fn introduce(
+    lease: &mut Lease,
+    startup: &Arc<Settings>,
+) -> Result<Arc<Welcome>, SettingsRefused> {
+    if !Arc::ptr_eq(&lease.applied, startup) {
+        bring(lease, startup).await?;
+    }
+    Ok(Welcome::ask(lease).await?)
 }

@@ -98,7 +98,7 @@ pub fn observe(state: &crate::server::Shared) {
     #[expect(clippy::cast_precision_loss, reason = "counts far below 2^52")]
     let as_f64 = |n: usize| n as f64;
     gauge!("tidegate_sessions").set(as_f64(state.registry.len()));
-    for upstream in &state.upstreams {
+    for upstream in state.routes.upstreams().iter() {
         gauge!("tidegate_upstream_backends", "upstream" => upstream.name.clone()).set(as_f64(upstream.open()));
         for pool in upstream.pools() {
             let now = pool.state();
@@ -119,4 +119,14 @@ pub fn observe(state: &crate::server::Shared) {
             gauge!("tidegate_pool_exchanges", &labels).set(exchanges as f64);
         }
     }
+}
+
+/// Installs the exporter. A second one in the same process is of no consequence: the first one counts.
+pub fn install() -> metrics_exporter_prometheus::PrometheusHandle {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let handle = recorder.handle();
+    // Fails only when there is a recorder already.
+    let _ = metrics::set_global_recorder(recorder);
+    get();
+    handle
 }

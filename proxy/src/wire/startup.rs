@@ -158,11 +158,11 @@ pub fn startup_message<'a>(
     })
 }
 
-/// Appends a `NegotiateProtocolVersion`: the newest minor version that we speak, and the options
-/// (`_pq_.…`) that we do not know.
-pub fn put_negotiate(out: &mut Vec<u8>, unknown_options: &[&[u8]]) {
+/// Appends a `NegotiateProtocolVersion`: the version that the session will have, and the options (`_pq_.…`)
+/// that we do not know.
+pub fn put_negotiate(out: &mut Vec<u8>, version: ProtocolVersion, unknown_options: &[&[u8]]) {
     super::frame::put_frame(out, super::backend::NEGOTIATE_PROTOCOL_VERSION, |out| {
-        out.extend_from_slice(&VERSION_3_2.code().to_be_bytes());
+        out.extend_from_slice(&version.code().to_be_bytes());
         let count = u32::try_from(unknown_options.len()).unwrap_or(u32::MAX);
         out.extend_from_slice(&count.to_be_bytes());
         for option in unknown_options {

@@ -2,10 +2,10 @@ use std::future::Future;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
+use super::ask::Ask;
 use super::error::Overloaded;
 use super::handoff::{Found, Handoff, Lane, Start};
 use super::lease::Lease;
-use super::queue::Ask;
 
 /// Waits for a [`Lease`]; see [`Handoff::checkout`].
 ///

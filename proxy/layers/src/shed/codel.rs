@@ -10,6 +10,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// When waiting becomes overload.
+///
+/// The defaults are wider than folly's 5 ms and 100 ms, which are for queues within one process: a wait of a fifth
+/// of a second is bearable to whoever waits, and a burst that drains within a second is served, not refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CodelConfig {
     /// The wait that is acceptable for ever.

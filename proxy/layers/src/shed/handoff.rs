@@ -1,19 +1,4 @@
-//! Items that are lent out one request at a time, with the queue of those who wait for one.
-//!
-//! A [`Handoff`] owns the idle items (connections, or mere permits) and one [`AdmitQueue`] per *lane*. A request
-//! gets an item together with the right to use it, as one [`Lease`]; when the lease is dropped the item goes
-//! straight to the waiter whose turn it is, or back on the shelf. There is no moment at which a newcomer could
-//! take an item that was meant for a waiter.
-//!
-//! Lanes are bulkheads over a common stock: each has its own limit, queue and `CoDel` state, so one lane that is
-//! stuck can never hold more items than its ceiling.
-//!
-//! * **Promises:** FIFO among equals (newest first under overload), no item lost or lent twice, a waiter that
-//!   gives up leaves the queue at once and, if it had been given an item already, passes it on.
-//! * **Does not** create items: [`wanted`](Handoff::wanted) says how many more could be used, and whoever
-//!   makes them calls [`put`](Handoff::put). Nor does it run a timer: call [`sweep`](Handoff::sweep).
-//! * **Costs** one uncontended mutex per checkout and one per return, no allocation when an item is idle, and
-//!   none for waiting once the store has grown to the longest queue seen.
+//! Lending out items.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,10 +8,12 @@ use std::time::Duration;
 use slab::Slab;
 use tokio::time::Instant;
 
+use super::ask::{Admission, Ask, Fared, QueueConfig};
 use super::checkout::Checkout;
 use super::error::{Overloaded, Reason};
 use super::lease::Lease;
-use super::queue::{Admission, AdmitQueue, Ask, Fared, QueueConfig, WaiterId};
+use super::list::WaiterId;
+use super::queue::AdmitQueue;
 use super::wake::WakeList;
 
 /// Index of a lane, in the order in which they were given to [`Handoff::new`].
@@ -54,13 +41,30 @@ pub struct LaneStats {
     pub waiting_since: Option<Instant>,
 }
 
-/// Lends out items; see the [module](self). Clones share everything.
+/// Items that are lent out one request at a time, with the queue of those who wait for one.
+///
+/// A [`Handoff`] owns the idle items (connections, or mere permits) and one [`AdmitQueue`] per *lane*. A request
+/// gets an item together with the right to use it, as one [`Lease`]; when the lease is dropped the item goes
+/// straight to the waiter whose turn it is, or back on the shelf. There is no moment at which a newcomer could
+/// take an item that was meant for a waiter.
+///
+/// Lanes are bulkheads over a common stock: each has its own limit, queue and `CoDel` state, so one lane that is
+/// stuck can never hold more items than its ceiling.
+///
+/// * **Promises:** FIFO among equals (newest first under overload), no item lost or lent twice, a waiter that
+///   gives up leaves the queue at once and, if it had been given an item already, passes it on.
+/// * **Does not** create items: [`wanted`](Handoff::wanted) says how many more could be used, and whoever
+///   makes them calls [`put`](Handoff::put). Nor does it run a timer: call [`sweep`](Handoff::sweep).
+/// * **Costs** one uncontended mutex per checkout and one per return, no allocation when an item is idle, and
+///   none for waiting once the store has grown to the longest queue seen.
+///
+/// Clones share everything.
 pub struct Handoff<T> {
     shared: Arc<Mutex<State<T>>>,
 }
 
-/// Everything behind the lock. No code of the caller's runs while it is held, except the predicate of
-/// [`Handoff::take_idle`].
+/// Everything behind the lock. No code of the caller's runs while it is held, except the predicates of
+/// [`Handoff::take_idle`] and [`Handoff::try_checkout_by`].
 struct State<T> {
     lanes: Box<[AdmitQueue<usize>]>,
     /// The most recently used last: it is the one whose caches are warm.
@@ -117,8 +121,22 @@ impl<T> Handoff<T> {
     /// # Errors
     /// Why not: [`Reason::Limit`] where the request could have waited.
     pub fn try_checkout(&self, lane: Lane, ask: &Ask) -> Result<Lease<T>, Overloaded> {
+        self.try_checkout_by(lane, ask, |_| true)
+    }
+
+    /// As [`try_checkout`](Self::try_checkout), but of several idle items the most recently used that is
+    /// preferred, or else the most recently used. The preference is asked under the lock: keep it short.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_checkout_by(
+        &self,
+        lane: Lane,
+        ask: &Ask,
+        prefers: impl FnMut(&T) -> bool,
+    ) -> Result<Lease<T>, Overloaded> {
         let mut state = self.lock();
-        match state.start_now(lane, ask, Instant::now()) {
+        match state.start_now(lane, ask, Instant::now(), prefers) {
             Now::Granted(item) => {
                 drop(state);
                 Ok(Lease::new(self.clone(), lane, item))
@@ -285,13 +303,20 @@ impl<T> State<T> {
         self.lanes.iter().all(|lane| lane.waiting() == 0)
     }
 
-    fn start_now(&mut self, lane: Lane, ask: &Ask, now: Instant) -> Now<T> {
+    fn start_now(&mut self, lane: Lane, ask: &Ask, now: Instant, prefers: impl FnMut(&T) -> bool) -> Now<T> {
         let Some(queue) = self.lanes.get_mut(lane) else { return Now::Refused(NO_SUCH_LANE) };
         match queue.decide(ask, now) {
-            Admission::Admitted => self.idle.pop().map_or(Now::MustWait, |item| {
-                queue.admit();
-                Now::Granted(item)
-            }),
+            Admission::Admitted => {
+                let preferred = self.idle.iter().rposition(prefers);
+                let item = match preferred {
+                    Some(place) => Some(self.idle.remove(place)),
+                    None => self.idle.pop(),
+                };
+                item.map_or(Now::MustWait, |item| {
+                    queue.admit();
+                    Now::Granted(item)
+                })
+            }
             Admission::MustWait => Now::MustWait,
             Admission::Refused(refusal) => Now::Refused(refusal),
         }
@@ -299,7 +324,7 @@ impl<T> State<T> {
 
     fn start(&mut self, lane: Lane, ask: &Ask, waker: &Waker, wakes: &mut WakeList) -> Start<T> {
         let now = Instant::now();
-        match self.start_now(lane, ask, now) {
+        match self.start_now(lane, ask, now, |_| true) {
             Now::Granted(item) => Start::Granted(item),
             Now::MustWait => self.wait(lane, ask, waker, now, wakes),
             Now::Refused(refusal) => Start::Refused(refusal),

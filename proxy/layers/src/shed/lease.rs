@@ -3,8 +3,8 @@ use std::ops::{Deref, DerefMut};
 
 use tokio::time::Instant;
 
+use super::ask::Fared;
 use super::handoff::{Handoff, Lane};
-use super::queue::Fared;
 
 /// An item, and the right to use it. Dropping it gives both back.
 ///

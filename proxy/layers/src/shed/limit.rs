@@ -1,12 +1,13 @@
-//! How many requests may be in flight: the smallest of a fixed ceiling, the ramp after an outage, and what the
-//! service has shown to bear. Pure: time is an argument.
+//! How many requests may be in flight.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// How the adaptive part of a [`Limit`] moves. The defaults are those of the crate's own measurements: a cut of
-/// 0.7 at most twice a second ends a collapse that a fixed limit turned into a lasting one.
+/// How the adaptive part of a [`Limit`] moves.
+///
+/// The defaults are starting points, not tuned to any load. Netflix' concurrency-limits cuts by 0.9 for every
+/// loss; here the cut is deeper and rarer, as losses come in batches when a service stalls.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LimitConfig {
     /// What a loss multiplies the limit by.
@@ -26,7 +27,8 @@ impl Default for LimitConfig {
     }
 }
 
-/// `min(ceiling, ramp, adaptive)`; see the [module](self).
+/// How many requests may be in flight: the smallest of a fixed ceiling, the ramp after an outage, and what the
+/// service has shown to bear. Pure: time is an argument.
 ///
 /// The adaptive part is AIMD (Chiu and Jain, 1989): each success adds `1/limit` while at least half of the limit
 /// is in use, each loss multiplies by 0.7, at most once per 500 ms. A *loss* is a request that took longer in

@@ -27,6 +27,7 @@
 //! Three levels can be used by themselves: [`AdmitQueue`] is the policy alone; [`Handoff`] lends out items of
 //! any type (connections) by that policy; [`Shed`] is a Tower service that needs only permits.
 
+mod ask;
 mod checkout;
 mod codel;
 mod error;
@@ -47,6 +48,7 @@ use tower_service::Service;
 
 use crate::deadline::HasDeadline;
 
+pub use ask::{Admission, Ask, Fared, Joined, QueueConfig};
 pub use checkout::Checkout;
 pub use codel::CodelConfig;
 pub use error::{Overloaded, Reason};
@@ -55,8 +57,9 @@ pub use handoff::{Handoff, Lane, LaneConfig, LaneStats};
 pub use layer::ShedLayer;
 pub use lease::{Charge, Lease};
 pub use limit::{Limit, LimitConfig};
+pub use list::WaiterId;
 pub use priority::{Priority, Shares};
-pub use queue::{Admission, AdmitQueue, Ask, Fared, Joined, QueueConfig, WaiterId};
+pub use queue::AdmitQueue;
 
 /// Permits without items, as [`Shed`] uses them.
 pub type Permits = Handoff<()>;

@@ -1,83 +1,23 @@
-//! Who may go on, who waits, who is refused: the policy, without locks, wakers or a clock.
-//!
-//! An [`AdmitQueue`] counts permits in flight against a [`Limit`] and keeps waiters of any type `W`. Whoever owns
-//! it decides what a waiter is and how it is told; [`Handoff`](super::Handoff) is one such owner.
+//! The policy of admission.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::codel::{Codel, CodelConfig};
+use super::ask::{Admission, Ask, Fared, Joined, QueueConfig};
+use super::codel::Codel;
 use super::error::{Overloaded, Reason};
-use super::limit::{Limit, LimitConfig};
-use super::list::{Wait, WaitList};
-use super::priority::{Priority, Shares};
+use super::limit::Limit;
+use super::list::{Wait, WaitList, WaiterId};
+use super::priority::Priority;
 
-pub use super::list::WaiterId;
-
-/// Bounds and targets of a queue.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct QueueConfig {
-    /// How many may wait. Zero: nobody waits.
-    pub queue_max: usize,
-    /// How long a request may wait, overloaded or not.
-    pub wait_max: Duration,
-    /// A request whose deadline is nearer than this is refused on arrival: it could not be met.
-    pub headroom: Duration,
-    /// When waiting becomes overload.
-    pub codel: CodelConfig,
-    /// What each priority may fill under contention.
-    pub shares: Shares,
-    /// How the limit adapts.
-    pub limit: LimitConfig,
-}
-
-impl Default for QueueConfig {
-    fn default() -> Self {
-        Self {
-            queue_max: 2000,
-            wait_max: Duration::from_secs(1),
-            headroom: Duration::ZERO,
-            codel: CodelConfig::default(),
-            shares: Shares::default(),
-            limit: LimitConfig::default(),
-        }
-    }
-}
-
-/// What a request tells about itself when it asks for a permit.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Ask {
-    /// How much it matters.
-    pub priority: Priority,
-    /// When its answer is due, if ever.
-    pub deadline: Option<Instant>,
-}
-
-/// Answer to a request that asks for a permit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Admission {
-    /// Go on.
-    Admitted,
-    /// No permit now; it may join the queue.
-    MustWait,
-    /// No permit, and no place in the queue either.
-    Refused(Overloaded),
-}
-
-/// A waiter has joined the queue.
-#[derive(Debug)]
-#[must_use = "an evicted waiter must be told"]
-pub struct Joined<W> {
-    /// Names it, for [`AdmitQueue::remove`].
-    pub id: WaiterId,
-    /// The less important waiter that had to leave for it.
-    pub evicted: Option<(W, Overloaded)>,
-}
-
-/// The policy; see the [module](self). Every operation is O(1) in the number of waiters but
-/// [`sweep`](Self::sweep) and [`flush`](Self::flush), which are O(n), and [`next`](Self::next), which refuses on
-/// its way those who have waited too long.
+/// Who may go on, who waits, who is refused: the policy, without locks, wakers or a clock.
+///
+/// An [`AdmitQueue`] counts permits in flight against a [`Limit`] and keeps waiters of any type `W`. Whoever owns
+/// it decides what a waiter is and how it is told; [`Handoff`](super::Handoff) is one such owner.
+///
+/// Every operation is O(1) in the number of waiters but [`sweep`](Self::sweep) and [`flush`](Self::flush), which are
+/// O(n), and [`next`](Self::next), which refuses on its way those who have waited too long.
 #[derive(Debug)]
 pub struct AdmitQueue<W> {
     config: QueueConfig,
@@ -392,19 +332,4 @@ impl<W> AdmitQueue<W> {
         }
         self.quiet_until = Some(quiet_until);
     }
-}
-
-/// How an admitted request fared, as far as the limit is concerned.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Fared {
-    /// Served within its time.
-    Well,
-    /// Lost to overload: too long in service, or refused there for lack of resources.
-    Badly {
-        /// When that was known.
-        at: Instant,
-    },
-    /// Says nothing about load: given up by the caller, or failed for its own reasons.
-    #[default]
-    Unknown,
 }

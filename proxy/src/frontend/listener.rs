@@ -1,0 +1,175 @@
+//! Accepting connections and handing each to the least loaded worker, where it stays.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, UnixListener};
+
+use super::login::{Accepted, log_in};
+use crate::config::ListenAddress;
+use crate::exchange::Refusal;
+use crate::io::socket::Keepalive;
+use crate::io::{Buffer, Socket, Stream};
+use crate::server::Shared;
+
+/// Pending connections that the kernel keeps for us.
+const BACKLOG: i32 = 1024;
+
+/// Pause after a failed accept: out of file descriptors does not get better by trying at once.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Applications are on this machine or near it; a dead one is found within a minute.
+const KEEPALIVE: Keepalive = Keepalive {
+    idle: Duration::from_secs(30),
+    interval: Duration::from_secs(10),
+    count: 3,
+    user_timeout: Duration::from_secs(60),
+};
+
+/// An open listening socket.
+#[derive(Debug)]
+pub enum Listener {
+    /// TCP, not yet registered with a runtime.
+    Tcp(std::net::TcpListener),
+    /// Unix domain, with the file that goes when we do.
+    Unix(std::os::unix::net::UnixListener, SocketFile),
+}
+
+/// A socket's file; removed on drop.
+#[derive(Debug)]
+pub struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// When the address is not ours, or taken.
+    pub fn open(address: &ListenAddress) -> io::Result<Self> {
+        match address {
+            ListenAddress::Tcp(address) => {
+                let domain = socket2::Domain::for_address(*address);
+                let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+                socket.set_reuse_address(true)?;
+                socket.bind(&(*address).into())?;
+                socket.listen(BACKLOG)?;
+                socket.set_nonblocking(true)?;
+                Ok(Self::Tcp(socket.into()))
+            }
+            ListenAddress::Unix(path) => {
+                remove_stale(path)?;
+                let listener = std::os::unix::net::UnixListener::bind(path)?;
+                listener.set_nonblocking(true)?;
+                let file = SocketFile(path.clone());
+                // As PostgreSQL's unix_socket_permissions: who may connect is decided by authentication.
+                std::fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o777))?;
+                Ok(Self::Unix(listener, file))
+            }
+        }
+    }
+
+    /// The address, for people.
+    pub fn address(&self) -> String {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().map_or_else(|e| e.to_string(), |a| a.to_string()),
+            Self::Unix(_, file) => format!("unix:{}", file.0.display()),
+        }
+    }
+
+    /// Accepts until the future is dropped. Runs on the first worker.
+    pub async fn run(self, shared: Arc<Shared>) -> io::Result<()> {
+        match self {
+            Self::Tcp(listener) => {
+                let listener = TcpListener::from_std(listener)?;
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, peer)) => shared.admit(Socket::Tcp(stream), Some(peer)),
+                        Err(error) => pause(&error).await,
+                    }
+                }
+            }
+            Self::Unix(listener, _file) => {
+                let listener = UnixListener::from_std(listener)?;
+                loop {
+                    match listener.accept().await {
+                        Ok((stream, _)) => shared.admit(Socket::Unix(stream), None),
+                        Err(error) => pause(&error).await,
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A socket file that nobody listens on is left from a process that died.
+fn remove_stale(path: &Path) -> io::Result<()> {
+    if !path.exists() {
+        return Ok(());
+    }
+    match std::os::unix::net::UnixStream::connect(path) {
+        Ok(_) => Err(io::ErrorKind::AddrInUse.into()),
+        Err(_) => std::fs::remove_file(path),
+    }
+}
+
+async fn pause(error: &io::Error) {
+    tracing::warn!(error = error as &dyn std::error::Error, "cannot accept a connection");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}
+
+impl Shared {
+    /// Takes a connection in, on the least loaded worker.
+    fn admit(self: &Arc<Self>, mut socket: Socket, peer: Option<SocketAddr>) {
+        if let Err(error) = socket.configure(&KEEPALIVE) {
+            tracing::debug!(error = &error as &dyn std::error::Error, "connection lost right after accept");
+            return;
+        }
+        let max = self.config.load().listen.max_sessions;
+        let Some(registration) = self.registry.register(peer, max) else {
+            tokio::spawn(turn_away(socket, max));
+            return;
+        };
+        let worker = self.least_loaded();
+        let shared = Arc::clone(self);
+        let load = worker.load();
+        let index = worker.index;
+        worker.handle.spawn(async move {
+            let _load = load;
+            if index != 0 && socket.rehome().is_err() {
+                return;
+            }
+            let accepted = Accepted { socket, peer, registration, worker: index };
+            // Boxed: login is large and short, the session that follows is small and long.
+            if let Some(session) = Box::pin(log_in(accepted, shared)).await {
+                session.run().await;
+            }
+        });
+    }
+}
+
+/// Says that there are too many sessions.
+async fn turn_away(socket: Socket, limit: usize) {
+    let mut stream = Stream::Plain(socket);
+    let conversation = async {
+        let mut input = Buffer::lend();
+        stream.fill(&mut input).await?;
+        let mut out = Vec::new();
+        let refusal = Refusal::TooManySessions { limit };
+        crate::telemetry::metrics::refused(refusal.reason());
+        refusal.put_fatal("-", &mut out);
+        stream.write_all(&out).await?;
+        stream.shutdown().await;
+        io::Result::Ok(())
+    };
+    // A peer that says nothing is not waited for.
+    let _ = tokio::time::timeout(Duration::from_secs(1), conversation).await;
+}
