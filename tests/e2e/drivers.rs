@@ -139,16 +139,8 @@ macro_rules! driver {
     };
 }
 
-driver!(
-    psycopg_works_through_transaction_mode,
-    psycopg_works_through_session_mode,
-    "check_psycopg.py"
-);
-driver!(
-    asyncpg_works_through_transaction_mode,
-    asyncpg_works_through_session_mode,
-    "check_asyncpg.py"
-);
+driver!(psycopg_works_through_transaction_mode, psycopg_works_through_session_mode, "check_psycopg.py");
+driver!(asyncpg_works_through_transaction_mode, asyncpg_works_through_session_mode, "check_asyncpg.py");
 driver!(node_works_through_transaction_mode, node_works_through_session_mode, "check_node.mjs");
 driver!(jdbc_works_through_transaction_mode, jdbc_works_through_session_mode, "run_jdbc.sh");
 driver!(libpq_works_through_transaction_mode, libpq_works_through_session_mode, "check_libpq.sh");
