@@ -370,6 +370,40 @@ async fn a_killed_server_is_survived() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_pool_heals_after_more_failed_connects_than_it_has_slots() {
+    // A slot that a failed connect keeps is lost; after as many failures as slots the pool would be dead for good.
+    let node = own_postgres(&[]);
+    let proxy = sidecar("[pool]\nsize = 2\n").upstream(&node.url()).start().await;
+    let mut apps = Vec::new();
+    for _ in 0..4 {
+        apps.push(ScriptedApp::session(proxy.address(), "postgres", "postgres").await.0);
+    }
+    run(&mut apps[0], "SELECT 1").await;
+    node.stop(StopMode::Fast).unwrap();
+
+    let start = Instant::now();
+    while start.elapsed() < Duration::from_secs(4) {
+        for app in &mut apps {
+            app.send(Frames::new().query("SELECT 1")).await;
+        }
+        for app in &mut apps {
+            let reply = app.reply_within(SOON).await;
+            let error = reply.error().expect("an error while the server is down");
+            assert!(matches!(error.code(), "53000" | "53300"), "{error:?}");
+            assert_eq!(error.detail_of("outcome"), Some("not_sent"), "{error:?}");
+            assert!(error.detail_of("retry_after_ms").is_some(), "{error:?}");
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    node.resume().unwrap();
+
+    wait_for(PATIENCE, "the pool is whole again", async || {
+        apps[0].query("SELECT 1").await.error().is_none().then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_transaction_that_lost_its_backend_never_commits() {
     // The first half is gone. Going on with a new backend would commit the second half alone.
