@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod config;
 
+pub mod clock;
 pub mod io;
 pub mod wire;
 

@@ -31,6 +31,10 @@ const KEYS_KEPT: usize = 1024;
 /// Questions of `auth_query` at the same time.
 const AUTH_QUERIES: usize = 4;
 
+/// Polls of sessions between two looks at the sockets while there is work. Each look is a system call; a batch
+/// of events is over long before.
+const EVENT_INTERVAL: u32 = 512;
+
 /// What all threads see.
 #[derive(Debug)]
 pub struct Shared {
@@ -166,7 +170,8 @@ impl Shared {
         pool.set_credential(self.secrets.load().credential(cluster_user));
         let waiter = Arc::new(Waiter::default());
         let asked = async {
-            let mut lease = pool.acquire(&waiter, worker).await.map_err(|refusal| refusal.reason().to_owned())?;
+            let mut lease =
+                pool.acquire(&waiter, worker).await.map_err(|refusal| refusal.reason().to_owned())?;
             let none = crate::backend::Settings::none();
             crate::session::settle::bring(&mut lease, &none).await.map_err(|refused| refused.words().1)?;
             let rows = lease.query_with(query, &[user]).await.map_err(|error| error.to_string())?;
@@ -253,7 +258,7 @@ impl Shared {
         let mut round = 0;
         loop {
             ticks.tick().await;
-            self.registry.clock.tick();
+            crate::clock::tick();
             let now = Instant::now();
             let upstreams = self.routes.upstreams();
             for upstream in upstreams.iter() {
@@ -263,15 +268,15 @@ impl Shared {
             }
             round = (round + 1) % SWEEPS_PER_ROUND;
             if round == 0 {
-                self.sweep_round(&upstreams, now);
+                self.sweep_round(&upstreams);
             }
         }
     }
 
-    fn sweep_round(&self, upstreams: &[Arc<Upstream>], now: Instant) {
+    fn sweep_round(&self, upstreams: &[Arc<Upstream>]) {
         for upstream in upstreams {
             for pool in upstream.pools() {
-                pool.sweep_idle(now);
+                pool.sweep_idle();
             }
             upstream.drop_unused_pools();
         }
@@ -283,7 +288,7 @@ impl Shared {
                 Phase::IdleInTransaction => timeouts.idle_in_transaction,
                 Phase::Login | Phase::Queued | Phase::Active => Duration::ZERO,
             };
-            if limit > Duration::ZERO && self.registry.clock.since(since) > limit {
+            if limit > Duration::ZERO && crate::clock::since(since) > limit {
                 entry.signal(Signal::Overdue);
             }
         }
@@ -424,7 +429,11 @@ async fn reload_on(hangup: &mut SignalStream, shared: &Arc<Shared>, sources: &So
 }
 
 fn start_worker(index: usize) -> io::Result<Worker> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .event_interval(EVENT_INTERVAL)
+        .global_queue_interval(EVENT_INTERVAL)
+        .build()?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new().name(format!("tidegate-worker-{index}")).spawn(move || {
         enter_worker(index);
@@ -449,7 +458,8 @@ fn raise_file_limit(max_sessions: usize, max_backends: usize) {
     let reached = getrlimit(Resource::Nofile).current;
     if raised.is_err() || reached.is_some_and(|reached| reached < needed) {
         tracing::warn!(
-            limit = reached, needed,
+            limit = reached,
+            needed,
             "not enough file descriptors for listen.max_sessions; raise the limit (ulimit -n, LimitNOFILE=)"
         );
     }

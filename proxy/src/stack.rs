@@ -12,12 +12,12 @@ use crate::exchange::Refusal;
 use crate::pool::{Acquire, Lease, Pool, Waiter};
 
 /// A request for a backend.
-#[derive(Debug)]
-pub struct Checkout {
-    /// The pool that was routed to at login.
-    pub pool: Arc<Pool>,
+#[derive(Debug, Clone, Copy)]
+pub struct Checkout<'a> {
+    /// The pool that was routed to.
+    pub pool: &'a Arc<Pool>,
     /// The session's place in queues.
-    pub waiter: Arc<Waiter>,
+    pub waiter: &'a Arc<Waiter>,
     /// The worker that will use the backend.
     pub worker: usize,
 }
@@ -36,7 +36,7 @@ pub fn build() -> Stack {
 #[derive(Debug, Clone)]
 pub struct PoolService(());
 
-impl Service<Checkout> for PoolService {
+impl<'a> Service<Checkout<'a>> for PoolService {
     type Response = Lease;
     type Error = Refusal;
     type Future = Acquire;
@@ -47,8 +47,7 @@ impl Service<Checkout> for PoolService {
     }
 
     #[inline]
-    fn call(&mut self, checkout: Checkout) -> Acquire {
-        checkout.pool.acquire(&checkout.waiter, checkout.worker)
+    fn call(&mut self, checkout: Checkout<'a>) -> Acquire {
+        checkout.pool.acquire(checkout.waiter, checkout.worker)
     }
 }
-

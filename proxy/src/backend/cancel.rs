@@ -66,12 +66,7 @@ pub enum CancelError {
 
 impl CancelTarget {
     /// For a backend that has just logged in.
-    pub fn new(
-        peer: Peer,
-        tls: Option<(Arc<ClientTls>, String)>,
-        process_id: u32,
-        secret: Vec<u8>,
-    ) -> Self {
+    pub fn new(peer: Peer, tls: Option<(Arc<ClientTls>, String)>, process_id: u32, secret: Vec<u8>) -> Self {
         Self { peer, tls, process_id, secret, in_flight: AtomicU32::new(0), landed: Notify::new() }
     }
 

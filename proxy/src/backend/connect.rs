@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::{TcpStream, UnixStream, lookup_host};
@@ -16,6 +16,7 @@ use super::cancel::Peer;
 use super::{Backend, CancelTarget, Prepared, ServerError, Settings};
 use crate::auth::scram::{Binding, ClientCredential, Cost, KeyCache, ScramClient, ServerProof};
 use crate::auth::{Credential, Md5Digest, ScramError};
+use crate::clock;
 use crate::config::{SslMode, UpstreamAddress};
 use crate::io::socket::Keepalive;
 use crate::io::{Buffer, Socket, Stream};
@@ -133,7 +134,7 @@ enum Encryption {
 }
 
 impl Connector {
-    /// Opens a connection and logs in. `lifetime` is until [`Backend::retire_at`].
+    /// Opens a connection and logs in. `lifetime` is until [`Backend::retire_at_ms`].
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -239,8 +240,7 @@ async fn request_tls(socket: &mut Socket) -> Result<TlsAnswer, ConnectError> {
 /// Runs the TLS handshake on a socket that was answered `S`.
 pub(super) async fn encrypt(socket: Socket, tls: &ClientTls, host: &str) -> Result<Stream, ConnectError> {
     let (config, name) = tls.connect_to(host).map_err(ConnectError::Tls)?;
-    let stream =
-        TlsConnector::from(config).connect(name, socket).await.map_err(ConnectError::Handshake)?;
+    let stream = TlsConnector::from(config).connect(name, socket).await.map_err(ConnectError::Handshake)?;
     Ok(Stream::Tls(Box::new(stream.into())))
 }
 
@@ -262,7 +262,6 @@ struct Message {
 impl Handshake {
     fn into_backend(self, worker: usize, lifetime: Duration) -> Backend {
         let (process_id, secret) = self.key.unwrap_or_default();
-        let now = Instant::now();
         Backend {
             stream: self.stream,
             worker,
@@ -272,8 +271,8 @@ impl Handshake {
             applied: Settings::none(),
             reported: self.reported,
             status: TransactionStatus::Idle,
-            retire_at: now + lifetime,
-            idle_since: now,
+            retire_at_ms: clock::now_ms() + clock::millis(lifetime),
+            idle_since_ms: clock::now_ms(),
             generation: 0,
         }
     }
@@ -296,7 +295,9 @@ impl Handshake {
         loop {
             let message = self.receive(&mut input).await?;
             match message.tag {
-                tag::AUTHENTICATION => self.authenticate(&message.body, login, keys, &mut proof, &mut input).await?,
+                tag::AUTHENTICATION => {
+                    self.authenticate(&message.body, login, keys, &mut proof, &mut input).await?;
+                }
                 tag::PARAMETER_STATUS => self.note_parameter(&message.body),
                 tag::BACKEND_KEY_DATA => self.note_key(&message.body)?,
                 tag::NOTICE_RESPONSE | tag::NEGOTIATE_PROTOCOL_VERSION => {}
@@ -387,7 +388,9 @@ impl Handshake {
             // Milliseconds of hashing would stop every session of this worker.
             Cost::Derivation { .. } => {
                 let keys = Arc::clone(keys);
-                tokio::task::spawn_blocking(move || challenge.answer(&keys)).await.map_err(io::Error::other)?
+                tokio::task::spawn_blocking(move || challenge.answer(&keys))
+                    .await
+                    .map_err(io::Error::other)?
             }
         };
         self.send_response(&response).await?;

@@ -5,7 +5,6 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
-use std::time::Instant;
 
 use thiserror::Error;
 
@@ -38,16 +37,16 @@ pub struct Backend {
     pub reported: BTreeMap<Box<str>, Box<[u8]>>,
     /// As of the last `ReadyForQuery`.
     pub status: TransactionStatus,
-    /// When it is to be closed at its next idle moment.
-    pub retire_at: Instant,
-    /// Since when it is idle.
-    pub idle_since: Instant,
+    /// When it is to be closed at its next idle moment; on the clock.
+    pub retire_at_ms: u64,
+    /// Since when it is idle; on the clock.
+    pub idle_since_ms: u64,
     /// The generation of the pool that opened it; see `Pool::reconnect`.
     pub generation: u64,
 }
 
 /// Identifies the unnamed statement of a session.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct UnnamedOwner {
     /// The session.
     pub session: u64,

@@ -79,9 +79,8 @@ impl Statement {
         let hash = hasher.hash_one(definition);
         let schema = SCHEMA.load(Ordering::Relaxed);
         let same = |s: &Self| s.schema == schema && *s.definition == *definition;
-        if let Some(found) = statements
-            .find(hash, |weak| weak.upgrade().is_some_and(|s| same(&s)))
-            .and_then(Weak::upgrade)
+        if let Some(found) =
+            statements.find(hash, |weak| weak.upgrade().is_some_and(|s| same(&s))).and_then(Weak::upgrade)
         {
             return found;
         }

@@ -4,7 +4,7 @@
 //! "does this backend have what this session wants?" is a comparison of two pointers.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher, Hash, Hasher};
+use std::hash::BuildHasher;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use hashbrown::HashTable;
@@ -38,9 +38,8 @@ impl Settings {
         let mut interner = INTERNED.lock().unwrap_or_else(PoisonError::into_inner);
         let Interner { hasher, sets } = &mut *interner;
         let hash = hash_of(hasher, &map);
-        if let Some(found) = sets
-            .find(hash, |weak| weak.upgrade().is_some_and(|set| set.0 == map))
-            .and_then(Weak::upgrade)
+        if let Some(found) =
+            sets.find(hash, |weak| weak.upgrade().is_some_and(|set| set.0 == map)).and_then(Weak::upgrade)
         {
             return found;
         }
@@ -115,9 +114,7 @@ impl Settings {
 }
 
 fn hash_of(hasher: &foldhash::fast::RandomState, map: &BTreeMap<Box<str>, Box<[u8]>>) -> u64 {
-    let mut state = hasher.build_hasher();
-    map.hash(&mut state);
-    state.finish()
+    hasher.hash_one(map)
 }
 
 fn put_call(out: &mut Vec<u8>, name: &str, value: &[u8]) {

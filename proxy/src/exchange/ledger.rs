@@ -135,7 +135,9 @@ mod tests {
         // libpq sends Sync behind Execute before it knows that a COPY starts; counting it would make us wait
         // for a ReadyForQuery that never comes.
         let mut ledger = Ledger::default();
-        [Owed::Execute, Owed::Sync, Owed::CopyEnd, Owed::Sync].map(|owed| ledger.owe(owed));
+        for owed in [Owed::Execute, Owed::Sync, Owed::CopyEnd, Owed::Sync] {
+            ledger.owe(owed);
+        }
 
         ledger.copy_in_started();
 

@@ -242,12 +242,9 @@ impl Refusal {
                 None,
                 "See timeouts.idle_session.",
             ),
-            Self::Drain => (
-                SqlState::ADMIN_SHUTDOWN,
-                "the sidecar is shutting down".to_owned(),
-                None,
-                "Connect again.",
-            ),
+            Self::Drain => {
+                (SqlState::ADMIN_SHUTDOWN, "the sidecar is shutting down".to_owned(), None, "Connect again.")
+            }
             Self::Killed => (
                 SqlState::ADMIN_SHUTDOWN,
                 "terminating connection due to administrator command".to_owned(),

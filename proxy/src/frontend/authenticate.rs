@@ -9,9 +9,9 @@ use crate::auth::scram::{Binding, Mechanism, ScramServer};
 use crate::auth::{Credential, ScramError, Secret, md5};
 use crate::config::AuthMethod;
 use crate::server::Shared;
+use crate::wire::SqlState;
 use crate::wire::backend::auth as code;
 use crate::wire::frame::{put_cstr, split_cstr};
-use crate::wire::SqlState;
 
 /// Why an application was not let in. What it is told never says whether the user exists.
 #[derive(Debug, Error)]
@@ -165,5 +165,7 @@ fn read_initial<'a>(body: &'a [u8], binding: &Binding) -> Result<(Mechanism, &'a
         .and_then(Mechanism::from_name)
         .filter(|mechanism| binding.mechanisms().contains(mechanism))
         .map(|mechanism| (mechanism, first))
-        .ok_or_else(|| AuthError::Protocol("client selected an invalid SASL authentication mechanism".to_owned()))
+        .ok_or_else(|| {
+            AuthError::Protocol("client selected an invalid SASL authentication mechanism".to_owned())
+        })
 }

@@ -26,7 +26,7 @@ const KEEPALIVE: Keepalive = Keepalive {
     idle: Duration::from_secs(30),
     interval: Duration::from_secs(10),
     count: 3,
-    user_timeout: Duration::from_secs(60),
+    user_timeout: Duration::from_mins(1),
 };
 
 /// An open listening socket.

@@ -121,9 +121,7 @@ pub async fn log_in(accepted: Accepted, shared: Arc<Shared>) -> Option<Session> 
         }
         Ok(Err(LoginError::Left)) => return None,
         Ok(Err(error)) => error,
-        Err(_) => {
-            LoginError::refused(SqlState::QUERY_CANCELED, "canceling authentication due to timeout")
-        }
+        Err(_) => LoginError::refused(SqlState::QUERY_CANCELED, "canceling authentication due to timeout"),
     };
     crate::telemetry::metrics::get().logins_failed.increment(1);
     talk.refuse(&error, &shared).await;
@@ -172,20 +170,30 @@ impl Conversation {
         self.accept_direct_tls(shared).await?;
         let (version, parameters) = self.startup(shared).await?;
         if version.major != 3 {
-            let message =
-                format!("unsupported frontend protocol {}.{}: server supports 3.0 to 3.2", version.major, version.minor);
+            let message = format!(
+                "unsupported frontend protocol {}.{}: server supports 3.0 to 3.2",
+                version.major, version.minor
+            );
             return Err(LoginError::refused(SqlState::FEATURE_NOT_SUPPORTED, message));
         }
         let config = shared.config.load_full();
-        if config.listen.tls.mode == ListenTlsMode::Require && !self.local && matches!(self.stream, Stream::Plain(_))
+        if config.listen.tls.mode == ListenTlsMode::Require
+            && !self.local
+            && matches!(self.stream, Stream::Plain(_))
         {
-            return Err(LoginError::refused(SqlState::INVALID_AUTHORIZATION, "tidegate: TLS is required here"));
+            return Err(LoginError::refused(
+                SqlState::INVALID_AUTHORIZATION,
+                "tidegate: TLS is required here",
+            ));
         }
         let parameters = StartupParameters::read(&parameters)?;
         self.negotiate(version, &parameters);
         let credential = authenticate(self, &parameters.user, config.listen.auth, shared).await?;
         if config.listen.auth == AuthMethod::Trust && !shared.may_trust(self.local) {
-            return Err(LoginError::refused(SqlState::INVALID_AUTHORIZATION, "trust is for local applications"));
+            return Err(LoginError::refused(
+                SqlState::INVALID_AUTHORIZATION,
+                "trust is for local applications",
+            ));
         }
         let key = PoolKey {
             database: parameters.database.as_str().into(),
@@ -202,7 +210,7 @@ impl Conversation {
             application_name: parameters.application_name.into(),
         });
         self.say_welcome(&welcome, &registration, version >= VERSION_3_2);
-        registration.entry.enter(Phase::Idle, &registration.registry().clock);
+        registration.entry.enter(Phase::Idle);
         self.flush().await?;
         Ok(LoggedIn { registration, pool, startup })
     }
@@ -224,7 +232,9 @@ impl Conversation {
         self.accept_tls(shared).await?;
         match &self.stream {
             Stream::Tls(stream) => match stream.as_ref() {
-                tokio_rustls::TlsStream::Server(stream) if negotiated_postgresql(stream.get_ref().1) => Ok(()),
+                tokio_rustls::TlsStream::Server(stream) if negotiated_postgresql(stream.get_ref().1) => {
+                    Ok(())
+                }
                 _ => Err(LoginError::refused(
                     SqlState::PROTOCOL_VIOLATION,
                     "received direct TLS connection request without ALPN protocol negotiation extension",

@@ -48,7 +48,7 @@ impl StartupParameters {
     /// Sorts the parameters of a packet.
     pub fn read(parameters: &[(Vec<u8>, Vec<u8>)]) -> Result<Self, StartupError> {
         let (mut user, mut database, mut replication) = (None, None, None);
-        let mut settings = BTreeMap::new();
+        let mut settings = BTreeMap::<Box<str>, Box<[u8]>>::new();
         let mut unknown_options = Vec::new();
         for (name, value) in parameters {
             match name.as_slice() {
@@ -70,7 +70,7 @@ impl StartupParameters {
         let database = database.filter(|name| !name.is_empty()).unwrap_or_else(|| user.clone());
         let application_name = settings
             .get("application_name")
-            .map(|name: &Box<[u8]>| String::from_utf8_lossy(name).into_owned())
+            .map(|name| String::from_utf8_lossy(name).into_owned())
             .unwrap_or_default();
         let settings = Settings::intern(settings);
         Ok(Self { user, database, replication, settings, application_name, unknown_options })

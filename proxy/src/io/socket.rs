@@ -1,12 +1,14 @@
 //! A connected TCP or unix socket.
 
 use std::io;
+use std::os::fd::AsFd;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use rustix::net::{RecvFlags, SendFlags};
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 /// A connected socket, registered with the runtime of the thread that polls it.
@@ -39,6 +41,11 @@ impl Socket {
         let Self::Tcp(stream) = self else { return Ok(()) };
         stream.set_nodelay(true)?;
         let socket = SockRef::from(stream);
+        if stream.peer_addr()?.ip().is_loopback() {
+            // Nothing to congest between two processes of one machine; the simplest algorithm costs least.
+            // Where it is not allowed the default stays.
+            let _ = socket.set_tcp_congestion(b"reno");
+        }
         let settings = TcpKeepalive::new()
             .with_time(keepalive.idle)
             .with_interval(keepalive.interval)
@@ -68,6 +75,80 @@ impl Socket {
         };
         Ok(())
     }
+
+    /// Reads into `space`, which must not be empty. Ready(0) is the end of the stream.
+    ///
+    /// As tokio's own read, with two differences that matter at a hundred thousand calls a second: the system
+    /// call is made without libc's thread cancellation, and a pending socket costs nothing but a look.
+    #[inline]
+    pub fn poll_receive(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.poll_read_ready(cx))?;
+            let mut received = None;
+            let attempt = match self {
+                Self::Tcp(stream) => {
+                    stream.try_io(Interest::READABLE, || receive(&*stream, space, &mut received))
+                }
+                Self::Unix(stream) => {
+                    stream.try_io(Interest::READABLE, || receive(&*stream, space, &mut received))
+                }
+                Self::Detached => Err(detached()),
+            };
+            match (attempt, received) {
+                (_, Some(n)) => return Poll::Ready(Ok(n)),
+                (Err(error), None) if error.kind() == io::ErrorKind::WouldBlock => {}
+                (Err(error), None) => return Poll::Ready(Err(error)),
+                (Ok(()), None) => return Poll::Pending,
+            }
+        }
+    }
+
+    /// Whether a read would find something. Takes no system call.
+    #[inline]
+    pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_read_ready(cx),
+            Self::Unix(stream) => stream.poll_read_ready(cx),
+            Self::Detached => Poll::Ready(Err(detached())),
+        }
+    }
+
+    /// Writes some of `bytes`. See [`Socket::poll_receive`].
+    #[inline]
+    pub fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            let attempt = match self {
+                Self::Tcp(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_io(Interest::WRITABLE, || transmit(&*stream, bytes))
+                }
+                Self::Unix(stream) => {
+                    ready!(stream.poll_write_ready(cx))?;
+                    stream.try_io(Interest::WRITABLE, || transmit(&*stream, bytes))
+                }
+                Self::Detached => Err(detached()),
+            };
+            match attempt {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                attempt => return Poll::Ready(attempt),
+            }
+        }
+    }
+}
+
+/// Reads what is there. Less than there is space for means that the socket is drained: the readiness is
+/// cleared then (by reporting `WouldBlock`), which saves the read that would only find nothing.
+#[inline]
+fn receive(socket: impl AsFd, space: &mut [u8], received: &mut Option<usize>) -> io::Result<()> {
+    let len = space.len();
+    let (_, n) = rustix::net::recv(socket, space, RecvFlags::empty())?;
+    *received = Some(n);
+    if n > 0 && n < len { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
+}
+
+#[inline]
+fn transmit(socket: impl AsFd, bytes: &[u8]) -> io::Result<usize> {
+    Ok(rustix::net::send(socket, bytes, SendFlags::NOSIGNAL)?)
 }
 
 fn detached() -> io::Error {
@@ -76,11 +157,7 @@ fn detached() -> io::Error {
 
 impl AsyncRead for Socket {
     #[inline]
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_read(cx, buf),
             Self::Unix(stream) => Pin::new(stream).poll_read(cx, buf),

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio_rustls::TlsStream;
@@ -22,24 +22,21 @@ impl Stream {
     /// Reads into `buffer`. Ready(0) is the end of the stream.
     #[inline]
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
-        let mut space = ReadBuf::new(buffer.space());
-        if space.remaining() == 0 {
+        let space = buffer.space();
+        if space.is_empty() {
             // Reading nothing would look like the end of the stream.
             return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
         }
-        let polled = match self {
-            Self::Plain(socket) => Pin::new(socket).poll_read(cx, &mut space),
-            Self::Tls(stream) => Pin::new(stream.as_mut()).poll_read(cx, &mut space),
-        };
-        match polled {
-            Poll::Ready(Ok(())) => {
-                let n = space.filled().len();
-                buffer.advance(n);
-                Poll::Ready(Ok(n))
+        let n = match self {
+            Self::Plain(socket) => ready!(socket.poll_receive(cx, space))?,
+            Self::Tls(stream) => {
+                let mut space = ReadBuf::new(space);
+                ready!(Pin::new(stream.as_mut()).poll_read(cx, &mut space))?;
+                space.filled().len()
             }
-            Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-            Poll::Pending => Poll::Pending,
-        }
+        };
+        buffer.advance(n);
+        Poll::Ready(Ok(n))
     }
 
     /// As [`Stream::poll_fill`] into a buffer that is lent only when there are bytes.
@@ -51,6 +48,9 @@ impl Stream {
     ) -> Poll<io::Result<usize>> {
         if let Some(buffer) = buffer {
             return self.poll_fill(cx, buffer);
+        }
+        if let Self::Plain(socket) = self {
+            ready!(socket.poll_read_ready(cx))?;
         }
         let mut lent = Buffer::lend();
         let polled = self.poll_fill(cx, &mut lent);
@@ -70,7 +70,7 @@ impl Stream {
     #[inline]
     pub fn poll_write(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self {
-            Self::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Self::Plain(socket) => socket.poll_send(cx, bytes),
             Self::Tls(stream) => Pin::new(stream.as_mut()).poll_write(cx, bytes),
         }
     }

@@ -29,6 +29,7 @@ pub use welcome::{Welcome, Welcomes};
 
 use crate::auth::Credential;
 use crate::backend::{Backend, ConnectError, Login};
+use crate::clock;
 use crate::exchange::Refusal;
 use crate::telemetry::metrics;
 use crate::wire::{Header, backend as tag};
@@ -55,6 +56,7 @@ pub struct Pool {
 }
 
 #[derive(Debug)]
+#[expect(clippy::vec_box, reason = "a backend changes hands at each transaction: only a pointer is moved")]
 struct Inner {
     idle: Vec<Box<Backend>>,
     waiters: VecDeque<Arc<Waiter>>,
@@ -177,9 +179,10 @@ impl Pool {
     /// A backend that is ready for anybody comes back.
     #[inline]
     fn put_back(self: &Arc<Self>, mut backend: Box<Backend>) {
-        let now = Instant::now();
+        let now = clock::now_ms();
         let mut inner = self.lock();
-        if backend.generation != inner.generation || now >= backend.retire_at || self.upstream.is_starved() {
+        if backend.generation != inner.generation || now >= backend.retire_at_ms || self.upstream.is_starved()
+        {
             self.retire(inner, backend);
             return;
         }
@@ -192,11 +195,12 @@ impl Pool {
                 }
             }
         }
-        backend.idle_since = now;
+        backend.idle_since_ms = now;
         inner.idle.push(backend);
     }
 
     #[cold]
+    #[expect(clippy::boxed_local, reason = "it comes in a box and the task needs it whole")]
     fn retire(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, backend: Box<Backend>) {
         self.closed(&mut inner);
         self.open_as_needed(&mut inner);
@@ -334,7 +338,7 @@ impl Pool {
 
     /// Closes idle backends that are old, stale or dead, and keeps `min_idle`. Called every second, inside a
     /// runtime.
-    pub fn sweep_idle(self: &Arc<Self>, now: Instant) {
+    pub fn sweep_idle(self: &Arc<Self>) {
         let limits = self.upstream.limits();
         let mut gone = Vec::new();
         let mut inner = self.lock();
@@ -342,9 +346,13 @@ impl Pool {
         let mut keep = Vec::with_capacity(inner.idle.len());
         let mut left = inner.idle.len();
         for mut backend in std::mem::take(&mut inner.idle) {
-            let unused = now.duration_since(backend.idle_since) > limits.idle_timeout;
+            let unused = clock::since(backend.idle_since_ms) > limits.idle_timeout;
             let surplus = unused && left > limits.min_idle;
-            if surplus || now >= backend.retire_at || backend.generation != generation || left > limits.size {
+            if surplus
+                || clock::now_ms() >= backend.retire_at_ms
+                || backend.generation != generation
+                || left > limits.size
+            {
                 left -= 1;
                 gone.push(backend);
             } else if is_fresh(&mut backend) {

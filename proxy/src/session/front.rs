@@ -6,9 +6,9 @@ use std::task::{Context, Poll};
 use super::Session;
 use super::outbound::TEXT_LIMIT;
 use super::registry::Signal;
+use crate::exchange::Refusal;
 use crate::exchange::facts::Facts;
 use crate::exchange::refusal::Outcome;
-use crate::exchange::Refusal;
 use crate::io::buffer::BUFFER_LEN;
 use crate::sql::StatementKind;
 use crate::wire::frame::HEADER_LEN;
@@ -72,7 +72,9 @@ impl Session {
                 Ok(Assembled::Whole) => return Poll::Ready(Next::Exchange),
                 Ok(Assembled::Partial) => {}
                 Ok(Assembled::Terminate) => return Poll::Ready(Next::Ended),
-                Err(violation) => return Poll::Ready(Next::Refused(Refusal::Protocol(violation.to_string()))),
+                Err(violation) => {
+                    return Poll::Ready(Next::Refused(Refusal::Protocol(violation.to_string())));
+                }
             }
             if self.to_app.is_pending()
                 && matches!(self.to_app.poll_write_to(cx, &mut self.app), Poll::Ready(Err(_)))

@@ -129,7 +129,7 @@ impl Conversation {
                 self.ledger.copy_in_started();
                 Ok(Step::Pass)
             }
-            tag::ERROR_RESPONSE => self.error(header, flow, backend),
+            tag::ERROR_RESPONSE => Ok(self.error(header, flow, backend)),
             tag::PARAMETER_STATUS => Ok(self.parameter_status(header, flow, backend)),
             other => Err(WireError::UnexpectedTag(other)),
         }
@@ -211,27 +211,27 @@ impl Conversation {
         Step::Pass
     }
 
-    fn error(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Result<Step, WireError> {
+    fn error(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Step {
         if header.frame_len > READ_LIMIT {
             self.failed(backend, &ErrorFields::default());
-            return Ok(Step::Pass);
+            return Step::Pass;
         }
-        let Some(frame) = flow.unseen().get(..header.frame_len) else { return Ok(wait_for(header, flow)) };
+        let Some(frame) = flow.unseen().get(..header.frame_len) else { return wait_for(header, flow) };
         let body = frame.get(HEADER_LEN..).unwrap_or_default();
         let fields = ErrorFields::read(body);
         if fields.is_fatal() && self.ledger.is_empty() {
             flow.skip(header.frame_len);
-            return Ok(Step::Stop(Inbound::Fatal(Told::No)));
+            return Step::Stop(Inbound::Fatal(Told::No));
         }
         if fields.is_fatal() {
             flow.replace(header.frame_len, |out, frame| {
                 let body = frame.get(HEADER_LEN..).unwrap_or_default();
                 error_fields::put_with_severity(out, body, Severity::Error);
             });
-            return Ok(Step::Stop(Inbound::Fatal(Told::Yes)));
+            return Step::Stop(Inbound::Fatal(Told::Yes));
         }
         self.failed(backend, &fields);
-        Ok(Step::Pass)
+        Step::Pass
     }
 
     /// A statement failed: in a pipeline the server ignores everything up to the next Sync.

@@ -35,17 +35,18 @@ impl Session {
         let notes = &self.talk.notes;
         match (self.talk.status, notes.commits, notes.sent) {
             (TransactionStatus::Idle, _, Need::Write) | (_, true, _) => Outcome::Unknown,
-            (TransactionStatus::Idle | TransactionStatus::InTransaction | TransactionStatus::Failed, _, _) => {
-                Outcome::RolledBack
-            }
+            (
+                TransactionStatus::Idle | TransactionStatus::InTransaction | TransactionStatus::Failed,
+                _,
+                _,
+            ) => Outcome::RolledBack,
         }
     }
 
     /// Answers everything that is owed.
     fn settle_with(&mut self, refusal: &Refusal, told: Told) {
         let in_transaction = self.talk.status != TransactionStatus::Idle && !self.talk.notes.commits;
-        self.talk.status =
-            if in_transaction { TransactionStatus::Failed } else { TransactionStatus::Idle };
+        self.talk.status = if in_transaction { TransactionStatus::Failed } else { TransactionStatus::Idle };
         let owed_sync = self.talk.owes_sync();
         let mut told = told;
         let mut pending = owed_sync;

@@ -152,7 +152,7 @@ impl Session {
     fn enter(&mut self, phase: Phase) {
         if phase != self.phase {
             self.phase = phase;
-            self.registration.entry.enter(phase, &self.registration.registry().clock);
+            self.registration.entry.enter(phase);
         }
     }
 
@@ -172,8 +172,7 @@ impl Session {
             self.epoch = self.routes.epoch();
             self.pool = self.routes.primary().pool(self.pool.key.clone());
         }
-        let checkout =
-            Checkout { pool: Arc::clone(&self.pool), waiter: Arc::clone(&self.waiter), worker: self.worker };
+        let checkout = Checkout { pool: &self.pool, waiter: &self.waiter, worker: self.worker };
         let mut acquire = pin!(self.stack.call(checkout));
         poll_fn(|cx| match acquire.as_mut().poll(cx) {
             Poll::Ready(acquired) => Poll::Ready(acquired.map_err(Some)),
@@ -194,7 +193,8 @@ impl Session {
         if entry.has(Signal::Kill) {
             return Poll::Ready(Err(Some(Refusal::Killed)));
         }
-        if self.to_db.has_room() && matches!(self.to_db.poll_fill(cx, &mut self.app), Poll::Ready(Ok(0) | Err(_)))
+        if self.to_db.has_room()
+            && matches!(self.to_db.poll_fill(cx, &mut self.app), Poll::Ready(Ok(0) | Err(_)))
         {
             return Poll::Ready(Err(None));
         }

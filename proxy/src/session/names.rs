@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::backend::connection::UnnamedOwner;
 use crate::backend::Statement;
+use crate::backend::connection::UnnamedOwner;
 use crate::exchange::Facts;
 
 /// Named statements that one session may have. PostgreSQL has no limit but memory; ours is shared.
@@ -36,12 +36,6 @@ pub enum UnnamedKind {
     Forwarded,
     /// We do: it deallocates a statement that the server knows under another name.
     Deallocate,
-}
-
-impl Default for UnnamedOwner {
-    fn default() -> Self {
-        Self { session: 0, serial: 0 }
-    }
 }
 
 impl Names {

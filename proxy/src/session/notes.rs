@@ -52,6 +52,7 @@ impl Pins {
 
 /// See the module documentation.
 #[derive(Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts that add up, not a state")]
 pub struct Notes {
     /// Settings whose values have to be read back.
     pub touched: Vec<Box<str>>,

@@ -5,13 +5,13 @@
 use std::sync::Arc;
 
 use super::conversation::{Conversation, Fate, Frame, Skipping};
-use crate::telemetry::metrics;
 use super::names::UnnamedKind;
 use super::notes::NewPins;
 use crate::backend::{Backend, Statement, StatementId};
 use crate::exchange::ledger::Parsed;
 use crate::exchange::{Facts, Owed};
 use crate::io::Flow;
+use crate::telemetry::metrics;
 use crate::wire::backend as reply;
 use crate::wire::frame::{HEADER_LEN, put_frame};
 use crate::wire::frontend::{self as tag, BindNames, Parse, Target, query_text};
@@ -168,7 +168,7 @@ impl Conversation {
         }
         let name: Box<[u8]> = parse.name.into();
         if self.names.get(&name).is_some() {
-            return Ok(self.parse_duplicate(header, flow, backend, name));
+            return Ok(self.parse_duplicate(header, flow, backend, &name));
         }
         let statement = Statement::intern(parse.definition, || Facts::of(parse.text));
         if !self.names.insert(&name, Arc::clone(&statement)) {
@@ -194,9 +194,9 @@ impl Conversation {
         header: Header,
         flow: &mut Flow,
         backend: &mut Backend,
-        name: Box<[u8]>,
+        name: &[u8],
     ) -> Step {
-        let Some(statement) = self.names.get(&name).map(Arc::clone) else { return Step::Next };
+        let Some(statement) = self.names.get(name).map(Arc::clone) else { return Step::Next };
         let id = statement.id;
         if !backend.prepared.touch(id) {
             self.inject_parse(&statement, flow, backend);
@@ -223,12 +223,7 @@ impl Conversation {
     }
 
     /// Prepares a statement on the backend without the application's knowledge.
-    fn inject_parse(
-        &mut self,
-        statement: &Statement,
-        flow: &mut Flow,
-        backend: &mut Backend,
-    ) {
+    fn inject_parse(&mut self, statement: &Statement, flow: &mut Flow, backend: &mut Backend) {
         flow.insert(|out| statement.put_parse(out));
         self.ledger.owe(Owed::InjectedParse(Some(statement.id)));
         self.has_now(statement.id, flow, backend);
@@ -252,7 +247,7 @@ impl Conversation {
         let there = header.frame_len.min(flow.unseen().len());
         let body = flow.unseen().get(HEADER_LEN..there).unwrap_or_default();
         let Some(names) = BindNames::read(body) else {
-            return self.names_missing(header, flow, there);
+            return names_missing(header, flow, there);
         };
         if names.statement.is_empty() {
             if self.names.unnamed_kind == UnnamedKind::Deallocate {
@@ -285,15 +280,6 @@ impl Conversation {
         Ok(Step::Next)
     }
 
-    /// A Bind whose names are not there yet, or are longer than any name.
-    fn names_missing(&mut self, header: Header, flow: &mut Flow, there: usize) -> Result<Step, WireError> {
-        if there == header.frame_len || there > TEXT_LIMIT {
-            return Err(WireError::BadBody(header.tag));
-        }
-        flow.want(header.frame_len.min(2 * TEXT_LIMIT));
-        Ok(Step::Stop(Outbound::More))
-    }
-
     /// A statement name that the server has to judge: it may have been made by SQL PREPARE.
     fn sent_unknown(&mut self) {
         self.notes.sent = crate::exchange::facts::Need::Write;
@@ -320,7 +306,9 @@ impl Conversation {
             (tag::DESCRIBE, Target::Statement(b""), UnnamedKind::Deallocate) => {
                 Some([&reply::NO_PARAMETERS_FRAME[..], &reply::NO_DATA_FRAME].concat().into())
             }
-            (tag::DESCRIBE, Target::Portal(b""), UnnamedKind::Deallocate) => Some(reply::NO_DATA_FRAME.into()),
+            (tag::DESCRIBE, Target::Portal(b""), UnnamedKind::Deallocate) => {
+                Some(reply::NO_DATA_FRAME.into())
+            }
             _ => None,
         }
     }
@@ -379,6 +367,15 @@ fn advance(flow: &mut Flow, frame: Frame) -> usize {
         Fate::Skip => flow.skip(n),
     }
     n
+}
+
+/// A Bind whose names are not there yet, or are longer than any name.
+fn names_missing(header: Header, flow: &mut Flow, there: usize) -> Result<Step, WireError> {
+    if there == header.frame_len || there > TEXT_LIMIT {
+        return Err(WireError::BadBody(header.tag));
+    }
+    flow.want(header.frame_len.min(2 * TEXT_LIMIT));
+    Ok(Step::Stop(Outbound::More))
 }
 
 /// Replaces header and names of a Bind; the parameters behind them pass.

@@ -5,11 +5,12 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use subtle::ConstantTimeEq;
 
 use crate::backend::CancelTarget;
+use crate::clock;
 
 /// Bytes of the secret that we give to protocol 3.2; 3.0 has room for four.
 const SECRET_LEN: usize = 32;
@@ -126,8 +127,8 @@ impl Entry {
 
     /// Notes what the session does from now on.
     #[inline]
-    pub fn enter(&self, phase: Phase, clock: &Clock) {
-        self.phase.store((clock.now_ms() << 4) | phase as u64, Ordering::Relaxed);
+    pub fn enter(&self, phase: Phase) {
+        self.phase.store((clock::now_ms() << 4) | phase as u64, Ordering::Relaxed);
     }
 
     /// What the session does, and since when in milliseconds of the clock.
@@ -163,51 +164,12 @@ impl Entry {
     }
 }
 
-/// A clock that costs one load to read: good to 10 ms, the period of the sweep that moves it.
-#[derive(Debug)]
-pub struct Clock {
-    origin: Instant,
-    now_ms: AtomicU64,
-}
-
-impl Clock {
-    /// Starts at zero.
-    pub fn new() -> Self {
-        Self { origin: Instant::now(), now_ms: AtomicU64::new(0) }
-    }
-
-    /// Milliseconds since the start, as of the last tick.
-    #[inline]
-    pub fn now_ms(&self) -> u64 {
-        self.now_ms.load(Ordering::Relaxed)
-    }
-
-    /// Brings it up to date.
-    pub fn tick(&self) {
-        let now = u64::try_from(self.origin.elapsed().as_millis()).unwrap_or(u64::MAX);
-        self.now_ms.store(now, Ordering::Relaxed);
-    }
-
-    /// How long ago that was.
-    pub fn since(&self, then_ms: u64) -> Duration {
-        Duration::from_millis(self.now_ms().saturating_sub(then_ms))
-    }
-}
-
-impl Default for Clock {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 /// All sessions of the process.
 #[derive(Debug, Default)]
 pub struct Registry {
     sessions: Mutex<HashMap<u32, Arc<Entry>>>,
     next: AtomicU32,
     open: AtomicUsize,
-    /// The clock of [`Entry::enter`].
-    pub clock: Clock,
 }
 
 /// The right to be a session; dropping it takes the session out of the registry.

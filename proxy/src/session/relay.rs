@@ -199,7 +199,7 @@ impl Session {
         };
         if phase != self.phase {
             self.phase = phase;
-            self.registration.entry.enter(phase, &self.registration.registry().clock);
+            self.registration.entry.enter(phase);
         }
     }
 

@@ -1,6 +1,7 @@
 //! Settings when a backend changes hands: brought along at checkout, read back before the backend goes.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::relay::Told;
 use super::{Flowing, Session};
@@ -11,6 +12,9 @@ use crate::pool::{Lease, Welcome};
 use crate::telemetry::metrics;
 use crate::wire::error_fields::{ErrorMessage, Severity};
 use crate::wire::{SqlState, TransactionStatus};
+
+/// How long the server may take for a question of ours.
+const DEADLINE: Duration = Duration::from_secs(1);
 
 /// Why settings could not be brought to a backend.
 pub(crate) enum SettingsRefused {
@@ -76,7 +80,8 @@ impl Session {
     /// statements said, whether they failed or were rolled back.
     pub(super) async fn read_settings_back(&mut self, lease: &mut Lease) -> Result<(), Told> {
         let notes = std::mem::take(&mut self.talk.notes);
-        let mut wanted = if notes.reset_all { Arc::clone(&self.talk.startup) } else { Arc::clone(&self.talk.wanted) };
+        let mut wanted =
+            if notes.reset_all { Arc::clone(&self.talk.startup) } else { Arc::clone(&self.talk.wanted) };
         if notes.reset_all {
             lease.applied = Settings::none();
         }
@@ -91,10 +96,8 @@ impl Session {
             .filter(|name| !notes.resets.iter().any(|reset| **reset == **name))
             .collect();
         if !names.is_empty() {
-            let rows = match lease.query(&read_back(names.iter().copied())).await {
-                Ok(rows) => rows,
-                Err(_) => return Err(Told::No),
-            };
+            let asked = within(lease.query(&read_back(names.iter().copied()))).await;
+            let Ok(rows) = asked else { return Err(Told::No) };
             let values = rows.into_iter().next().unwrap_or_default();
             for (name, value) in names.iter().zip(&values) {
                 let change = [(*name, value.as_deref())];
@@ -112,7 +115,7 @@ pub(crate) async fn bring(lease: &mut Lease, wanted: &Arc<Settings>) -> Result<(
     let path = lease.applied.path_to(wanted);
     if !path.is_empty() {
         metrics::get().settings_replayed.increment(1);
-        lease.query(&path).await?;
+        within(lease.query(&path)).await?;
     }
     lease.applied = Arc::clone(wanted);
     debug_assert_eq!(lease.status, TransactionStatus::Idle);
@@ -127,5 +130,13 @@ pub(crate) async fn introduce(
     if !Arc::ptr_eq(&lease.applied, startup) {
         bring(lease, startup).await?;
     }
-    Ok(Welcome::ask(lease).await?)
+    Ok(within(Welcome::ask(lease)).await?)
+}
+
+/// Questions of our own are answered at once or not at all: a server that takes longer is stuck.
+async fn within<T>(asked: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {
+    match tokio::time::timeout(DEADLINE, asked).await {
+        Ok(answer) => answer,
+        Err(_) => Err(BackendError::Lost(std::io::ErrorKind::TimedOut.into())),
+    }
 }

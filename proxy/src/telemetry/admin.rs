@@ -24,6 +24,8 @@ use crate::server::Shared;
 const CONNECTIONS_MAX: usize = 64;
 /// How long a client may take to send its request line and headers.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+/// Pause after a failed accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of request line and headers.
 const HEADER_MAX: usize = 16 * 1024;
 
@@ -46,12 +48,9 @@ async fn serve(listener: StdListener, shared: Arc<Shared>, metrics: PrometheusHa
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
-        let (stream, _) = match listener.accept().await {
-            Ok(accepted) => accepted,
-            Err(_) => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(ACCEPT_PAUSE).await;
+            continue;
         };
         let (shared, metrics) = (Arc::clone(&shared), metrics.clone());
         tokio::spawn(async move {

@@ -99,7 +99,8 @@ pub fn observe(state: &crate::server::Shared) {
     let as_f64 = |n: usize| n as f64;
     gauge!("tidegate_sessions").set(as_f64(state.registry.len()));
     for upstream in state.routes.upstreams().iter() {
-        gauge!("tidegate_upstream_backends", "upstream" => upstream.name.clone()).set(as_f64(upstream.open()));
+        gauge!("tidegate_upstream_backends", "upstream" => upstream.name.clone())
+            .set(as_f64(upstream.open()));
         for pool in upstream.pools() {
             let now = pool.state();
             let labels = [

@@ -3,7 +3,7 @@
 use super::frame::{put_cstr, put_frame};
 use super::transaction_status::TransactionStatus;
 
-/// Authentication request, and AuthenticationOk.
+/// Authentication request, and `AuthenticationOk`.
 pub const AUTHENTICATION: u8 = b'R';
 /// The key for cancel requests.
 pub const BACKEND_KEY_DATA: u8 = b'K';
@@ -25,7 +25,7 @@ pub const DATA_ROW: u8 = b'D';
 pub const EMPTY_QUERY_RESPONSE: u8 = b'I';
 /// An error.
 pub const ERROR_RESPONSE: u8 = b'E';
-/// The result of a FunctionCall.
+/// The result of a `FunctionCall`.
 pub const FUNCTION_CALL_RESPONSE: u8 = b'V';
 /// The server speaks an older minor version, or does not know an option.
 pub const NEGOTIATE_PROTOCOL_VERSION: u8 = b'v';

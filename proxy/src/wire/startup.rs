@@ -8,9 +8,14 @@ pub const MAX_STARTUP_LEN: usize = 10_000;
 /// Longest secret in a cancel request (protocol 3.2: "up to 256 bytes").
 pub const MAX_CANCEL_SECRET_LEN: usize = 256;
 
-const CANCEL_REQUEST: u32 = (1234 << 16) | 5678;
-const SSL_REQUEST: u32 = (1234 << 16) | 5679;
-const GSSENC_REQUEST: u32 = (1234 << 16) | 5680;
+/// `NEGOTIATE_REQUEST_CODE` 1234.5678 to 1234.5680 in `src/include/libpq/pqcomm.h`.
+const CANCEL_REQUEST: u32 = request_code(5678);
+const SSL_REQUEST: u32 = request_code(5679);
+const GSSENC_REQUEST: u32 = request_code(5680);
+
+const fn request_code(minor: u32) -> u32 {
+    1234 * 0x1_0000 + minor
+}
 
 /// Protocol 3.0, the version of PostgreSQL 7.4 to 17.
 pub const VERSION_3_0: ProtocolVersion = ProtocolVersion { major: 3, minor: 0 };
@@ -99,8 +104,7 @@ fn read_cancel(body: &[u8]) -> Result<StartupPacket, WireError> {
 
 fn read_startup(code: u32, body: &[u8]) -> Result<StartupPacket, WireError> {
     let [a, b, c, d] = code.to_be_bytes();
-    let version =
-        ProtocolVersion { major: u16::from_be_bytes([a, b]), minor: u16::from_be_bytes([c, d]) };
+    let version = ProtocolVersion { major: u16::from_be_bytes([a, b]), minor: u16::from_be_bytes([c, d]) };
     if version.major != 3 {
         // The rest may have any form.
         return Ok(StartupPacket::Startup { version, parameters: Vec::new() });
