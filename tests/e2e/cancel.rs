@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tidegate_chaos::cluster::{Node, NodeOptions, Programs, TlsFiles};
-use tidegate_tests::{BackendKey, Frames, Proxy, Reply, ScriptedApp, wait_for, within};
+use tidegate_tests::{BackendKey, Frames, Proxy, ProxyOptions, Reply, ScriptedApp, wait_for, within};
 use tokio::task::JoinSet;
 
 use crate::rig::{PATIENT, Rig, SOON, pool_of, run, session_pool_of, sidecar, value};
@@ -199,12 +199,10 @@ fn judge(reply: &Reply, id: u32, asked: bool, storm: &Storm, number: usize) {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn in_a_storm_of_cancels_no_statement_of_another_session_is_hit() {
-    // Four backends change hands thousands of times while cancels are on their way to them.
+async fn storm(options: ProxyOptions) {
     let seed = rand::random();
     println!("seed {seed}");
-    let rig = Arc::new(Rig::start(pool_of(4)).await);
+    let rig = Arc::new(Rig::start(options).await);
     let storm = Arc::new(Storm::default());
 
     let mut sessions = JoinSet::new();
@@ -218,6 +216,19 @@ async fn in_a_storm_of_cancels_no_statement_of_another_session_is_hit() {
     }
 
     assert!(storm.cancelled.load(Ordering::Relaxed) > 50, "too few cancels arrived to show anything");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_a_storm_of_cancels_no_other_statement_is_hit() {
+    // Four backends change hands thousands of times while cancels are on their way to them.
+    storm(pool_of(4)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn in_session_mode_a_cancel_is_over_when_its_connection_ends() {
+    // The backend stays with its session. A sidecar that closes the cancel's connection before PostgreSQL has closed its
+    // own lets the cancel hit the session's next statement; drivers wait for that end.
+    storm(session_pool_of(STORM_SESSIONS)).await;
 }
 
 /// A server that takes TLS, and a sidecar that insists on it.

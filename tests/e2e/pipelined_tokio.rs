@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, poll_fn};
 use futures_util::{SinkExt, TryStreamExt};
-use tidegate_tests::{wait_until, within};
+use tidegate_tests::{Frames, wait_until, within};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
@@ -117,6 +117,20 @@ async fn two_hundred_clients_prepare_on_five_backends_without_an_error() {
     assert_eq!(counts.len(), BACKENDS, "{counts:?}");
     assert!(counts.values().all(|count| *count <= KEPT), "{counts:?}");
     assert!(counts.values().any(|count| *count > 8), "nothing stayed prepared: {counts:?}");
+}
+
+#[tokio::test]
+async fn a_statement_of_the_protocol_has_its_name_in_sql_too() {
+    // PostgreSQL has one namespace for both; in the backend the statement may have another name.
+    let rig = Rig::start(pool_of(1)).await;
+    let mut app = rig.app().await;
+    app.exchange(Frames::new().parse("mine", "SELECT 42", &[]).sync()).await;
+
+    assert_eq!(run(&mut app, "EXECUTE mine").await.value().as_deref(), Some("42"));
+    run(&mut app, "DEALLOCATE mine").await;
+
+    let gone = app.exchange(Frames::new().bind("", "mine", &[]).execute("", 0).sync()).await;
+    assert_eq!(gone.error_code(), "26000");
 }
 
 #[tokio::test]

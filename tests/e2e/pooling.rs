@@ -319,6 +319,53 @@ async fn a_failed_transaction_stays_on_its_backend_too() {
 }
 
 #[tokio::test]
+async fn a_portal_stays_on_its_backend_between_flushes() {
+    // node-postgres reads cursors this way, outside of a transaction: Sync, not Flush, ends the exchange. In between,
+    // the portal and the implicit transaction live in the backend, which nobody else may have.
+    let rig = Rig::start(pool_of(2)).await;
+    let (mut app, mut other) = (rig.app().await, rig.app().await);
+    let open = Frames::new().parse("", "SELECT * FROM generate_series(1, 6)", &[]).bind("mine", "", &[]);
+    app.send(open.describe_portal("mine").flush()).await;
+    for tag in *b"12T" {
+        app.expect(tag).await;
+    }
+
+    for _ in 0..3 {
+        run(&mut other, "SELECT 1").await;
+        app.send(Frames::new().execute("mine", 2).flush()).await;
+        for tag in *b"DDs" {
+            app.expect(tag).await;
+        }
+    }
+    run(&mut other, "SELECT 1").await;
+
+    assert_eq!(app.exchange(Frames::new().close_portal("mine").sync()).await.tags(), "3Z");
+}
+
+#[tokio::test]
+async fn an_exchange_without_its_sync_keeps_its_backend() {
+    // The INSERT is not committed before Sync. A statement of another session on the same backend would commit it.
+    let rig = Rig::start(pool_of(1)).await;
+    rig.sql("CREATE TABLE t (a int)");
+    let (mut app, mut other) = (rig.app().await, rig.app().await);
+    app.send(
+        Frames::new().parse("", "INSERT INTO t VALUES (1)", &[]).bind("", "", &[]).execute("", 0).flush(),
+    )
+    .await;
+    for tag in *b"12C" {
+        app.expect(tag).await;
+    }
+
+    other.send(Frames::new().query("SELECT 1")).await;
+    other.expect_silence(Duration::from_millis(300)).await;
+    assert_eq!(rig.sql("SELECT count(*) FROM t"), "0");
+    assert_eq!(app.exchange(Frames::new().sync()).await.tags(), "Z");
+
+    assert_eq!(other.reply().await.tags(), "TDCZ");
+    assert_eq!(rig.sql("SELECT count(*) FROM t"), "1");
+}
+
+#[tokio::test]
 async fn a_session_stays_on_its_backend_in_session_mode() {
     // Temporary state of any kind works there because nothing moves.
     let rig = Rig::start(session_pool_of(3)).await;

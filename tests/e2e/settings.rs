@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tidegate_tests::{Frames, Reply, ScriptedApp, wait_for};
+use tidegate_tests::{Frames, ProxyOptions, Reply, ScriptedApp, wait_for};
 
-use crate::rig::{Rig, SOON, own_postgres, pool_of, run, value};
+use crate::rig::{Rig, SOON, own_postgres, pool_of, run, session_pool_of, value};
 
 /// Two sessions on one backend: each statement of one comes between two of the other.
 async fn two_on_one() -> (Rig, ScriptedApp, ScriptedApp) {
@@ -256,15 +256,15 @@ async fn the_application_name_is_seen_while_the_session_runs_something() {
     second.reply().await;
 }
 
-#[tokio::test]
-async fn startup_options_are_what_reset_goes_back_to() {
-    // For PostgreSQL they are the session's defaults; the backend itself was started without them.
-    let rig = Rig::start(pool_of(1)).await;
+/// For PostgreSQL, startup values are the session's defaults: whatever undoes a SET goes back to them, in any pool mode.
+async fn goes_back_to_startup(options: ProxyOptions, undo: &str) {
+    let rig = Rig::start(options).await;
     let mut other = rig.app().await;
     let mut app = rig
         .app_with(&[
             ("options", "-c work_mem=7MB -c app.tenant=a\\ b --statement-timeout=54321"),
             ("DateStyle", "German"),
+            ("application_name", "given"),
         ])
         .await;
     let wanted = [
@@ -272,25 +272,58 @@ async fn startup_options_are_what_reset_goes_back_to() {
         ("app.tenant", "a b"),
         ("statement_timeout", "54321ms"),
         ("DateStyle", "German, DMY"),
+        ("application_name", "given"),
     ];
+    for sql in [
+        "SET work_mem = '9MB'",
+        "SET app.tenant = 'c'",
+        "SET statement_timeout = 1234",
+        "SET DateStyle = 'ISO'",
+        "SET application_name = 'changed'",
+    ] {
+        run(&mut app, sql).await;
+    }
+    assert_ne!(show(&mut other, "work_mem").await, "7MB", "seen by another session");
 
-    for reset in ["SELECT 1", "RESET work_mem", "RESET ALL", "DISCARD ALL"] {
-        for sql in ["SET work_mem = '9MB'", "SET DateStyle = 'ISO'", "SET statement_timeout = 1234"] {
-            run(&mut app, sql).await;
-        }
-        assert_ne!(show(&mut other, "work_mem").await, "7MB", "seen by another session");
-        if reset == "SELECT 1" || reset == "RESET work_mem" {
-            run(&mut app, "RESET DateStyle").await;
-            run(&mut app, "RESET statement_timeout").await;
-            run(&mut app, "RESET work_mem").await;
-        }
-        run(&mut app, reset).await;
-        run(&mut other, "SELECT 1").await;
-        for (name, value) in wanted {
-            assert_eq!(show(&mut app, name).await, value, "{name} after {reset}");
-        }
+    for (name, _) in wanted {
+        run(&mut app, &undo.replace('$', name)).await;
+    }
+
+    run(&mut other, "SELECT 1").await;
+    for (name, value) in wanted {
+        assert_eq!(show(&mut app, name).await, value, "{name} after {undo}");
     }
 }
+
+macro_rules! goes_back {
+    ($transaction:ident, $session:ident, $undo:literal) => {
+        #[tokio::test]
+        async fn $transaction() {
+            // The backend itself was started without the values: its own defaults are the wrong ones.
+            goes_back_to_startup(pool_of(1), $undo).await;
+        }
+
+        #[tokio::test]
+        async fn $session() {
+            // A session of its own still shares backends with sessions before and after it.
+            goes_back_to_startup(session_pool_of(2), $undo).await;
+        }
+    };
+}
+
+goes_back!(reset_goes_back_to_startup, reset_goes_back_to_startup_in_session_mode, "RESET $");
+goes_back!(
+    set_to_default_goes_back_to_startup,
+    set_to_default_goes_back_to_startup_in_session_mode,
+    "SET $ TO DEFAULT"
+);
+goes_back!(reset_all_goes_back_to_startup, reset_all_goes_back_to_startup_in_session_mode, "RESET ALL");
+goes_back!(discard_all_goes_back_to_startup, discard_all_goes_back_to_startup_in_session_mode, "DISCARD ALL");
+goes_back!(
+    reset_all_among_others_goes_back_to_startup,
+    reset_all_among_others_goes_back_to_startup_in_session_mode,
+    "SELECT pg_advisory_unlock_all(); CLOSE ALL; UNLISTEN *; RESET ALL;"
+);
 
 fn reported(reply: &Reply, name: &str) -> Vec<String> {
     let all = reply.0.iter().filter(|message| message.tag == b'S').map(tidegate_tests::Message::strings);
