@@ -162,7 +162,7 @@ async fn sail(rig: &Rig, number: usize, seed: u64, storm: &Storm) {
     let address = rig.proxy().address();
     let (mut app, greeting) = rig.greeted().await;
     let mut dice = StdRng::seed_from_u64(seed ^ (number as u64) << 32);
-    let cancels = number % 2 == 0;
+    let cancels = number.is_multiple_of(2);
     while storm.statements.fetch_add(1, Ordering::Relaxed) < STORM_STATEMENTS {
         let id: u32 = dice.random();
         let pause_ms = if dice.random_bool(0.3) { dice.random_range(1..15) } else { 0 };
@@ -211,7 +211,7 @@ async fn storm(options: ProxyOptions) {
         sessions.spawn(async move { sail(&rig, number, seed, &storm).await });
     }
     // The first panic is the verdict.
-    while let Some(session) = within(Duration::from_secs(120), "the storm", sessions.join_next()).await {
+    while let Some(session) = within(Duration::from_mins(2), "the storm", sessions.join_next()).await {
         session.unwrap();
     }
 

@@ -178,8 +178,8 @@ async fn copy_goes_both_ways() {
     let stream = client.copy_out("COPY (SELECT * FROM t ORDER BY a) TO STDOUT").await.unwrap();
     let chunks: Vec<bytes::Bytes> = stream.try_collect().await.unwrap();
     let text = String::from_utf8(chunks.concat()).unwrap();
-    let wanted: String = (0..5_000).map(|number| format!("{number}\ttext of {number}\n")).collect();
-    assert_eq!(text, wanted);
+    assert!(text.lines().enumerate().all(|(number, line)| line == format!("{number}\ttext of {number}")));
+    assert_eq!(text.lines().count(), 5_000);
 }
 
 #[tokio::test]

@@ -369,7 +369,7 @@ async fn an_exchange_without_its_sync_keeps_its_backend() {
 async fn a_session_stays_on_its_backend_in_session_mode() {
     // Temporary state of any kind works there because nothing moves.
     let rig = Rig::start(session_pool_of(3)).await;
-    let mut apps = vec![rig.app().await, rig.app().await, rig.app().await];
+    let mut apps = [rig.app().await, rig.app().await, rig.app().await];
     let mut pids = vec![BTreeSet::new(); 3];
 
     for _ in 0..10 {
