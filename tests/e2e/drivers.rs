@@ -8,7 +8,7 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use tidegate_chaos::cluster::Node;
-use tidegate_tests::{Proxy, ProxyOptions};
+use tidegate_tests::{Proxy, ProxyOptions, within};
 use tokio::process::Command;
 use tokio::time::timeout;
 
@@ -90,7 +90,7 @@ fn installed() -> PathBuf {
 async fn set_up() {
     let mut command = Command::new("bash");
     command.arg(folder().join("setup.sh")).stdin(Stdio::null()).kill_on_drop(true);
-    let output = timeout(LIMIT, command.output()).await.expect("setup.sh ends").unwrap();
+    let output = within(LIMIT, "the end of setup.sh", command.output()).await.unwrap();
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "setup.sh: {text}");
     text.lines().filter(|line| line.starts_with("skip")).for_each(|line| println!("{line}"));

@@ -19,7 +19,7 @@ pub(crate) const PATIENT: &str =
 /// A sidecar that trusts loopback, with these sections of its configuration.
 pub(crate) fn sidecar(sections: &str) -> ProxyOptions {
     let config = format!("[listen]\nauth = \"trust\"\n{sections}");
-    ProxyOptions::new(env!("CARGO_BIN_EXE_tidegate")).config(&config)
+    ProxyOptions::new(crate::TIDEGATE).config(&config)
 }
 
 /// Transaction mode with this many backends per pool, and patience. The write lane may use all of them.

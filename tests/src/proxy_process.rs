@@ -84,6 +84,14 @@ impl ProxyOptions {
         proxy
     }
 
+    /// `tidegate check` of the configuration alone: no flags for addresses, no upstreams but the file's.
+    pub async fn check(self) -> Ended {
+        let options = Self { upstreams: Vec::new(), ..self };
+        let mut proxy = Proxy::spawn_command(&options, |places| places.check_arguments(&options));
+        let status = proxy.wait_exit(PATIENCE).await;
+        Ended { status, log: proxy.log() }
+    }
+
     /// Starts it and waits for its end: for configurations that must be refused.
     pub async fn run_to_end(self) -> Ended {
         let mut proxy = Proxy::spawn(&self);
@@ -112,6 +120,10 @@ pub struct Proxy {
 
 impl Proxy {
     fn spawn(options: &ProxyOptions) -> Self {
+        Self::spawn_command(options, |places| places.arguments(options))
+    }
+
+    fn spawn_command(options: &ProxyOptions, arguments: impl FnOnce(&Places<'_>) -> Vec<String>) -> Self {
         let workdir = Workdir::create("proxy", &Owner::caller()).expect("a folder");
         let listen = PortLease::take().expect("a port to listen on");
         let admin = PortLease::take().expect("a port for the admin page");
@@ -122,7 +134,7 @@ impl Proxy {
         let log = File::create(workdir.path().join("log")).expect("a log file");
         let errors = log.try_clone().expect("a log file");
         let mut command = Command::new(&options.binary);
-        command.args(places.arguments(options)).envs(options.environment.iter().cloned());
+        command.args(arguments(&places)).envs(options.environment.iter().cloned());
         command.current_dir(workdir.path()).stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
         let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", options.binary.display()));
         let pid = child.id().expect("a process that was just started");
@@ -298,16 +310,26 @@ impl Places<'_> {
             .replace("@DIR@", &self.dir.to_string_lossy())
     }
 
+    /// Writes the configuration and gives the flag that names it.
+    fn config_flag(&self, options: &ProxyOptions) -> Vec<String> {
+        let Some(text) = &options.config else { return Vec::new() };
+        fs::write(self.dir.join(CONFIG), self.fill(text)).expect("the configuration file");
+        vec!["--config".to_owned(), self.fill(&format!("@DIR@/{CONFIG}"))]
+    }
+
+    fn check_arguments(&self, options: &ProxyOptions) -> Vec<String> {
+        let mut all = vec!["check".to_owned()];
+        all.extend(self.config_flag(options));
+        all.extend(options.arguments.iter().map(|argument| self.fill(argument)));
+        all
+    }
+
     /// Writes the configuration and gives the command line.
     fn arguments(&self, options: &ProxyOptions) -> Vec<String> {
         let mut all = vec!["run".to_owned()];
+        all.extend(self.config_flag(options));
         let mut flag = |name: &str, value: &str| all.extend([name.to_owned(), self.fill(value)]);
-        let text = options.config.clone().unwrap_or_default();
-        if options.config.is_some() {
-            fs::write(self.dir.join(CONFIG), self.fill(&text)).expect("the configuration file");
-            flag("--config", &format!("@DIR@/{CONFIG}"));
-        }
-        let mut given = text;
+        let mut given = options.config.clone().unwrap_or_default();
         given.extend(options.arguments.iter().map(String::as_str));
         for (name, placeholder) in [("--listen", "@LISTEN@"), ("--admin", "@ADMIN@")] {
             if !given.contains(placeholder) {

@@ -47,8 +47,10 @@ pub struct Statement {
     definition: Box<[u8]>,
     /// What the text does, found out once.
     pub facts: Facts,
-    /// The name that it has on backends.
+    /// Identifies it on backends.
     pub id: StatementId,
+    /// The name that it has on backends, with its zero byte.
+    pub name: Box<[u8]>,
     schema: u64,
 }
 
@@ -88,7 +90,11 @@ impl Statement {
             statements.retain(|weak| weak.strong_count() > 0);
         }
         let id = StatementId::next();
-        let statement = Arc::new(Self { definition: definition.into(), facts: facts(), id, schema });
+        let mut name = Vec::new();
+        id.put_name(&mut name);
+        name.push(0);
+        let (definition, name) = (definition.into(), name.into());
+        let statement = Arc::new(Self { definition, facts: facts(), id, name, schema });
         statements.insert_unique(hash, Arc::downgrade(&statement), |weak| {
             weak.upgrade().map_or(0, |s| hasher.hash_one(&*s.definition))
         });
@@ -98,8 +104,7 @@ impl Statement {
     /// Appends a Parse that prepares it under its backend name.
     pub fn put_parse(&self, out: &mut Vec<u8>) {
         crate::wire::frame::put_frame(out, crate::wire::frontend::PARSE, |out| {
-            self.id.put_name(out);
-            out.push(0);
+            out.extend_from_slice(&self.name);
             out.extend_from_slice(&self.definition);
         });
     }

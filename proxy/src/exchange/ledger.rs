@@ -58,56 +58,77 @@ const KEPT_CAPACITY: usize = 32;
 
 /// See the module documentation.
 #[derive(Debug, Default)]
-pub struct Ledger(VecDeque<Owed>);
+pub struct Ledger {
+    owed: VecDeque<Owed>,
+    /// Entries that need nothing of the server, so that looking for them costs one comparison.
+    ours: usize,
+}
+
+impl Owed {
+    /// Whether the server sends nothing for it.
+    #[inline]
+    fn is_ours(&self) -> bool {
+        matches!(self, Self::ParseKnown(_) | Self::Local(_) | Self::LocalQuery(_) | Self::CopyEnd)
+    }
+}
 
 impl Ledger {
     /// Notes an answer that is owed behind all others.
     #[inline]
     pub fn owe(&mut self, owed: Owed) {
-        self.0.push_back(owed);
+        self.ours += usize::from(owed.is_ours());
+        self.owed.push_back(owed);
     }
 
     /// What the next answer is for.
     #[inline]
     pub fn front(&self) -> Option<&Owed> {
-        self.0.front()
+        self.owed.front()
     }
 
     /// The front answer was given.
     #[inline]
     pub fn settle(&mut self) -> Option<Owed> {
-        self.0.pop_front()
+        let owed = self.owed.pop_front()?;
+        self.ours -= usize::from(owed.is_ours());
+        Some(owed)
+    }
+
+    /// As [`Ledger::settle`], if the front is ours to answer.
+    #[inline]
+    pub fn settle_ours(&mut self) -> Option<Owed> {
+        if self.ours > 0 && self.owed.front().is_some_and(Owed::is_ours) { self.settle() } else { None }
     }
 
     /// Whether nothing is owed.
     #[inline]
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.owed.is_empty()
     }
 
     /// Whether to stop taking messages.
     #[inline]
     pub fn is_full(&self) -> bool {
-        self.0.len() >= LIMIT
+        self.owed.len() >= LIMIT
     }
 
     /// How many `ReadyForQuery` of the server are owed.
     pub fn ready_owed(&self) -> usize {
-        self.0.iter().filter(|owed| matches!(owed, Owed::Query | Owed::FunctionCall | Owed::Sync)).count()
+        self.owed.iter().filter(|owed| matches!(owed, Owed::Query | Owed::FunctionCall | Owed::Sync)).count()
     }
 
     /// Whether the last message leaves the server waiting for a Sync.
     pub fn wants_sync(&self) -> bool {
-        let last = self.0.iter().rev().find(|owed| !matches!(owed, Owed::CopyEnd));
+        let last = self.owed.iter().rev().find(|owed| !matches!(owed, Owed::CopyEnd));
         !matches!(last, None | Some(Owed::Query | Owed::FunctionCall | Owed::Sync | Owed::LocalQuery(_)))
     }
 
     /// The server started to take COPY data for the message at the front: every Sync that it was sent before
     /// the end of that data is ignored ("COPY Operations" in the protocol's documentation).
     pub fn copy_in_started(&mut self) {
-        let end = self.0.iter().position(|owed| *owed == Owed::CopyEnd).unwrap_or(self.0.len());
+        let end = self.owed.iter().position(|owed| *owed == Owed::CopyEnd).unwrap_or(self.owed.len());
         let mut index = 0;
-        self.0.retain(|owed| {
+        self.owed.retain(|owed| {
             index += 1;
             index > end || *owed != Owed::Sync
         });
@@ -115,13 +136,14 @@ impl Ledger {
 
     /// Forgets everything.
     pub fn clear(&mut self) {
-        self.0.clear();
+        self.owed.clear();
+        self.ours = 0;
     }
 
     /// Gives memory back that a quiet session does not need.
     pub fn shrink(&mut self) {
-        if self.0.is_empty() && self.0.capacity() > KEPT_CAPACITY {
-            self.0 = VecDeque::new();
+        if self.owed.is_empty() && self.owed.capacity() > KEPT_CAPACITY {
+            self.owed = VecDeque::new();
         }
     }
 }
@@ -141,7 +163,7 @@ mod tests {
 
         ledger.copy_in_started();
 
-        assert_eq!(ledger.0, [Owed::Execute, Owed::CopyEnd, Owed::Sync]);
+        assert_eq!(ledger.owed, [Owed::Execute, Owed::CopyEnd, Owed::Sync]);
         assert_eq!(ledger.ready_owed(), 1);
     }
 

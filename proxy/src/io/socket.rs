@@ -84,22 +84,29 @@ impl Socket {
     pub fn poll_receive(&mut self, cx: &mut Context<'_>, space: &mut [u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.poll_read_ready(cx))?;
-            let mut received = None;
-            let attempt = match self {
-                Self::Tcp(stream) => {
-                    stream.try_io(Interest::READABLE, || receive(&*stream, space, &mut received))
-                }
-                Self::Unix(stream) => {
-                    stream.try_io(Interest::READABLE, || receive(&*stream, space, &mut received))
-                }
-                Self::Detached => Err(detached()),
-            };
-            match (attempt, received) {
-                (_, Some(n)) => return Poll::Ready(Ok(n)),
-                (Err(error), None) if error.kind() == io::ErrorKind::WouldBlock => {}
-                (Err(error), None) => return Poll::Ready(Err(error)),
-                (Ok(()), None) => return Poll::Pending,
+            if let Some(received) = self.try_receive(space) {
+                return Poll::Ready(received);
             }
+        }
+    }
+
+    /// Reads into `space`, which must not be empty; `None` when there is nothing.
+    #[inline]
+    pub fn try_receive(&mut self, space: &mut [u8]) -> Option<io::Result<usize>> {
+        let mut received = None;
+        let attempt = match self {
+            Self::Tcp(stream) => {
+                stream.try_io(Interest::READABLE, || receive(&*stream, space, &mut received))
+            }
+            Self::Unix(stream) => {
+                stream.try_io(Interest::READABLE, || receive(&*stream, space, &mut received))
+            }
+            Self::Detached => Err(detached()),
+        };
+        match (received, attempt) {
+            (Some(n), _) => Some(Ok(n)),
+            (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Some(Err(error)),
+            (None, _) => None,
         }
     }
 

@@ -50,7 +50,16 @@ impl Stream {
             return self.poll_fill(cx, buffer);
         }
         if let Self::Plain(socket) = self {
-            ready!(socket.poll_read_ready(cx))?;
+            loop {
+                ready!(socket.poll_read_ready(cx))?;
+                let mut lent = Buffer::lend();
+                if let Some(received) = socket.try_receive(lent.space()) {
+                    let n = received?;
+                    lent.advance(n);
+                    *buffer = (n > 0).then_some(lent);
+                    return Poll::Ready(Ok(n));
+                }
+            }
         }
         let mut lent = Buffer::lend();
         let polled = self.poll_fill(cx, &mut lent);

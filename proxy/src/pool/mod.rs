@@ -135,7 +135,8 @@ impl Pool {
         let mut inner = self.lock();
         if inner.waiters.is_empty() && !self.paused.load(Ordering::Relaxed) {
             while let Some(mut backend) = inner.take_idle(worker) {
-                if is_fresh(&mut backend) {
+                // One that was used in this very tick is as good as it was then.
+                if backend.idle_since_ms == clock::now_ms() || is_fresh(&mut backend) {
                     drop(inner);
                     return Acquire::ready(Lease::new(backend, Arc::clone(self)), worker);
                 }

@@ -71,15 +71,13 @@ impl Conversation {
     /// Gives the answers at the front of the ledger that are ours to give.
     #[inline]
     pub fn give_local_answers(&mut self, flow: &mut Flow) {
-        while let Some(Owed::ParseKnown(_) | Owed::Local(_) | Owed::LocalQuery(_) | Owed::CopyEnd) =
-            self.ledger.front()
-        {
-            match self.ledger.settle() {
-                Some(Owed::ParseKnown(_)) => {
+        while let Some(owed) = self.ledger.settle_ours() {
+            match owed {
+                Owed::ParseKnown(_) => {
                     flow.insert(|out| out.extend_from_slice(&tag::PARSE_COMPLETE_FRAME));
                 }
-                Some(Owed::Local(answer)) => flow.insert(|out| out.extend_from_slice(&answer)),
-                Some(Owed::LocalQuery(answer)) => flow.insert(|out| {
+                Owed::Local(answer) => flow.insert(|out| out.extend_from_slice(&answer)),
+                Owed::LocalQuery(answer) => flow.insert(|out| {
                     out.extend_from_slice(&answer);
                     tag::put_ready(out, self.status);
                 }),
@@ -149,7 +147,11 @@ impl Conversation {
         header: Header,
         expected: impl Fn(&Owed) -> bool,
     ) -> Result<Step, WireError> {
-        if self.ledger.front() == Some(&Owed::Query) { Ok(Step::Pass) } else { self.settle(header, expected) }
+        if matches!(self.ledger.front(), Some(Owed::Query)) {
+            Ok(Step::Pass)
+        } else {
+            self.settle(header, expected)
+        }
     }
 
     #[inline]
@@ -163,7 +165,7 @@ impl Conversation {
         self.status = status;
         self.copy_in = false;
         backend.status = status;
-        while self.ledger.front() == Some(&Owed::CopyEnd) {
+        while matches!(self.ledger.front(), Some(Owed::CopyEnd)) {
             self.ledger.settle();
         }
         if self.ledger.is_empty() {

@@ -269,12 +269,14 @@ impl Conversation {
         if let Some(reason) = reason {
             metrics::pinned(reason);
         }
-        if !backend.prepared.touch(id) {
+        if backend.prepared.touch(id) {
+            rename_bind(header, lens, &statement.name, flow);
+        } else {
             let statement = Arc::clone(statement);
             self.inject_parse(&statement, flow, backend);
+            rename_bind(header, lens, &statement.name, flow);
         }
         self.ledger.owe(Owed::Bind(Some(id)));
-        rename_bind(header, lens, id, flow);
         self.outbound = Frame { left: header.body_len() - lens.1, fate: Fate::Pass };
         self.outbound.left -= advance(flow, self.outbound);
         Ok(Step::Next)
@@ -379,13 +381,12 @@ fn names_missing(header: Header, flow: &mut Flow, there: usize) -> Result<Step, 
 }
 
 /// Replaces header and names of a Bind; the parameters behind them pass.
-fn rename_bind(header: Header, (portal_len, names_len): (usize, usize), id: StatementId, flow: &mut Flow) {
+fn rename_bind(header: Header, (portal_len, names_len): (usize, usize), name: &[u8], flow: &mut Flow) {
     flow.replace(HEADER_LEN + names_len, |out, bytes| {
         let at = out.len();
         out.extend_from_slice(&[tag::BIND, 0, 0, 0, 0]);
         out.extend_from_slice(bytes.get(HEADER_LEN..=HEADER_LEN + portal_len).unwrap_or(&[0]));
-        id.put_name(out);
-        out.push(0);
+        out.extend_from_slice(name);
         let length = out.len() - at - 1 + header.body_len() - names_len;
         let length = u32::try_from(length).unwrap_or(u32::MAX).to_be_bytes();
         if let Some(field) = out.get_mut(at + 1..at + HEADER_LEN) {

@@ -68,6 +68,15 @@ impl Session {
     /// Carries bytes until the backend is free or something ends. Wakes by the sockets and by signals.
     #[inline]
     pub(super) fn poll_relay(&mut self, cx: &mut Context<'_>, lease: &mut Lease) -> Poll<Relayed> {
+        // Whoever waits for an answer is most likely woken by it; when it is the last, nothing else matters.
+        if !self.talk.ledger.is_empty() {
+            if let Side::Ended(end) = self.carry_inbound(cx, lease) {
+                return Poll::Ready(end);
+            }
+            if let Some(end) = self.quiet_end() {
+                return Poll::Ready(end);
+            }
+        }
         for _ in 0..ROUNDS {
             let outbound = self.carry_outbound(cx, lease);
             if let Side::Ended(end) = outbound {
