@@ -4,16 +4,36 @@
 
 /// Who may log in, by which proof, and what the log does not say.
 mod authentication;
+/// PostgreSQL dies in part or as a whole, and no session hangs, lies or is lost for good.
+mod backend_loss;
 /// What breaks the protocol ends one session, and only that.
 mod bad_input;
+/// A cancel ends the statement that it is for, and never another one.
+mod cancel;
 /// Files, variables, flags and signals mean what the documentation says.
 mod config;
 /// COPY in both directions, and all ways in which it fails.
 mod copy;
 /// What the documents say is what the code does.
 mod documentation;
+/// Drivers cannot tell the sidecar from PostgreSQL.
+mod drivers;
 /// Prepared statements and portals behave as on a connection of one's own.
 mod extended_query;
+/// Sessions that idle too long are told so, and hold nothing.
+mod idle;
+/// Memory is bounded, whatever passes through.
+mod memory;
+/// State that cannot move keeps its backend.
+mod pinning;
+/// tokio-postgres pipelines through few backends.
+mod pipelined_tokio;
+/// Many sessions share few backends, fairly and without traces.
+mod pooling;
+/// A sidecar with chosen settings, before a database of the test's own.
+mod rig;
+/// Settings belong to their session, whatever backend runs it.
+mod settings;
 /// The simple protocol is PostgreSQL's, byte by byte.
 mod simple_query;
 /// What happens before the first statement.

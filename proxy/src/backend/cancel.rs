@@ -130,12 +130,14 @@ impl CancelInFlight {
     /// # Cancel safety
     /// Dropping it ends the wait; the cancel may or may not arrive.
     pub async fn send(self) -> Result<(), CancelError> {
+        // Until the server has said that it is done, whatever happens to this future.
+        self.0.doomed.store(true, Ordering::Release);
         let sent = match tokio::time::timeout(CANCEL_DEADLINE, self.send_unbounded()).await {
             Ok(sent) => sent,
             Err(_) => Err(CancelError::Timeout),
         };
-        if sent.is_err() {
-            self.0.doomed.store(true, Ordering::Release);
+        if sent.is_ok() {
+            self.0.doomed.store(false, Ordering::Release);
         }
         sent
     }

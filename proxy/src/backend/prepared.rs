@@ -1,7 +1,7 @@
 //! Prepared statements: one backend name per distinct definition, however many sessions use it.
 
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use hashbrown::{HashMap, HashTable};
@@ -52,6 +52,8 @@ pub struct Statement {
     /// The name that it has on backends, with its zero byte.
     pub name: Box<[u8]>,
     schema: u64,
+    /// Whether a server has accepted it.
+    proven: AtomicBool,
 }
 
 /// Counts changes of the schema, as far as we see them. A statement that is prepared after a change is not
@@ -94,11 +96,35 @@ impl Statement {
         id.put_name(&mut name);
         name.push(0);
         let (definition, name) = (definition.into(), name.into());
-        let statement = Arc::new(Self { definition, facts: facts(), id, name, schema });
+        let statement =
+            Arc::new(Self { definition, facts: facts(), id, name, schema, proven: AtomicBool::new(false) });
         statements.insert_unique(hash, Arc::downgrade(&statement), |weak| {
             weak.upgrade().map_or(0, |s| hasher.hash_one(&*s.definition))
         });
         statement
+    }
+
+    /// The shared statement for this definition, if a server has accepted it under the schema of now.
+    pub fn proven(definition: &[u8]) -> Option<Arc<Self>> {
+        let interner = INTERNED.lock().unwrap_or_else(PoisonError::into_inner);
+        let schema = SCHEMA.load(Ordering::Relaxed);
+        let hash = interner.hasher.hash_one(definition);
+        let same = |s: &Self| s.schema == schema && *s.definition == *definition;
+        let found = interner.statements.find(hash, |weak| weak.upgrade().is_some_and(|s| same(&s)));
+        found.and_then(Weak::upgrade).filter(|statement| statement.proven.load(Ordering::Relaxed))
+    }
+
+    /// A server has accepted it.
+    pub fn prove(&self) {
+        self.proven.store(true, Ordering::Relaxed);
+    }
+
+    /// Appends a Parse that prepares it under a name of the application's.
+    pub fn put_parse_as(&self, name: &[u8], out: &mut Vec<u8>) {
+        crate::wire::frame::put_frame(out, crate::wire::frontend::PARSE, |out| {
+            crate::wire::frame::put_cstr(out, name);
+            out.extend_from_slice(&self.definition);
+        });
     }
 
     /// Appends a Parse that prepares it under its backend name.

@@ -1,9 +1,10 @@
 //! What a statement's text tells about its effects, in a form that can be kept with a prepared statement.
 
-use crate::sql::{self, Effect, PinReason, PlainStrings, Scope, StatementKind, Verdict};
+use crate::sql::{self, Effect, PinReason, PlainStrings, Scope, StatementKind, Value, Verdict};
 
 /// What running a text may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "independent facts, not a state")]
 pub struct Facts {
     /// The lane that it needs by itself.
     pub lane: Need,
@@ -21,6 +22,8 @@ pub struct Facts {
     pub chains: bool,
     /// Whether it may change the columns of a table that others know.
     pub alters_schema: bool,
+    /// The prepared statement that it runs by SQL `EXECUTE`, when it does nothing else.
+    pub executes: Option<Box<[u8]>>,
     /// What it may change beyond the transaction, in the order of the text.
     pub changes: Box<[Change]>,
 }
@@ -69,6 +72,7 @@ impl Default for Facts {
             rolls_back: true,
             chains: false,
             alters_schema: true,
+            executes: None,
             changes: Box::new([Change::Pin(PinReason::Untracked)]),
         }
     }
@@ -98,6 +102,9 @@ impl Facts {
             chains: analysis.transaction.chains > 0,
             alters_schema: analysis.effects.is_empty()
                 && [analysis.first, analysis.last].contains(&StatementKind::Ddl),
+            executes: (analysis.first == StatementKind::Execute && analysis.statements == 1)
+                .then(|| executed_name(text))
+                .flatten(),
             changes: analysis.effects.iter().filter_map(Change::of).collect(),
         }
     }
@@ -131,6 +138,9 @@ impl Change {
             | Effect::SetConfigCall { scope: Some(Scope::Transaction), .. }
             | Effect::Show { .. }
             | Effect::DiscardOther => None,
+            Effect::SetParameter { name, scope: Scope::Session, value: Value::Default } => {
+                known(name.as_bytes(), Self::Reset)
+            }
             Effect::SetParameter { name, scope: Scope::Session, .. }
             | Effect::SetConfigCall { name: Some(name), .. } => known(name.as_bytes(), Self::Set),
             Effect::SetConfigCall { name: None, .. } => Some(Self::Pin(PinReason::Untracked)),
@@ -143,6 +153,17 @@ impl Change {
             Effect::Unpin(reason) => Some(Self::Unpin(*reason)),
         }
     }
+}
+
+/// The name behind a leading `EXECUTE`, as the server reads it.
+fn executed_name(text: &[u8]) -> Option<Box<[u8]>> {
+    let text = text.trim_ascii_start();
+    let rest = text.get(b"EXECUTE".len()..)?.trim_ascii_start();
+    if let Some(quoted) = rest.strip_prefix(b"\"") {
+        return Some(quoted.split(|&b| b == b'"').next()?.into());
+    }
+    let end = rest.iter().position(|&b| !b.is_ascii_alphanumeric() && b != b'_' && b < 0x80);
+    Some(rest.get(..end.unwrap_or(rest.len()))?.to_ascii_lowercase().into())
 }
 
 /// Settings that PostgreSQL itself forgets at the end of the transaction, or that have no value to read.

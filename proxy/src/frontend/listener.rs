@@ -165,7 +165,7 @@ async fn turn_away(socket: Socket, limit: usize, shared: Arc<Shared>) {
         stream.fill(&mut input).await?;
         if let Ok(StartupPacket::Cancel { process_id, secret }) = StartupPacket::read(input.unread()) {
             crate::telemetry::metrics::get().cancels.increment(1);
-            shared.registry.cancel(process_id, &secret);
+            shared.registry.cancel(process_id, &secret).await;
             return Ok(());
         }
         let mut out = Vec::new();

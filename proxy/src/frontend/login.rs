@@ -255,7 +255,7 @@ impl Conversation {
                 StartupPacket::Startup { version, parameters } => return Ok((version, parameters)),
                 StartupPacket::Cancel { process_id, secret } => {
                     crate::telemetry::metrics::get().cancels.increment(1);
-                    shared.registry.cancel(process_id, &secret);
+                    shared.registry.cancel(process_id, &secret).await;
                     return Err(LoginError::Left);
                 }
                 StartupPacket::GssEncRequest => self.answer(b"N").await?,

@@ -14,7 +14,10 @@ use crate::io::buffer::BUFFER_LEN;
 use crate::sql::StatementKind;
 use crate::wire::frame::HEADER_LEN;
 use crate::wire::frontend::{self as tag, Parse, query_text};
-use crate::wire::{ErrorMessage, Header, TransactionStatus, WireError, backend as reply};
+use crate::wire::{Header, TransactionStatus, WireError, backend as reply};
+
+/// A whole Sync.
+const SYNC_FRAME: [u8; HEADER_LEN] = [tag::SYNC, 0, 0, 0, 4];
 
 /// What the session expects of the application.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -155,10 +158,34 @@ impl Session {
                     }
                     self.answer_orphan(orphan, header);
                 }
+                (Stage::Ready, tag::PARSE) if self.answer_known_parse(header) => continue,
                 (Stage::Ready, _) => return self.assemble_exchange(),
             }
             self.talk.drop_request(header, &mut self.to_db);
         }
+    }
+
+    /// Answers a Parse with nothing but its Sync behind it, when PostgreSQL has accepted the same statement
+    /// before: nothing runs, so no backend is needed, and nobody has to wait for one.
+    fn answer_known_parse(&mut self, header: Header) -> bool {
+        let unseen = self.to_db.unseen();
+        let sync = unseen.get(header.frame_len..header.frame_len + HEADER_LEN);
+        let Some(body) = unseen.get(HEADER_LEN..header.frame_len).filter(|_| sync == Some(&SYNC_FRAME))
+        else {
+            return false;
+        };
+        let Ok(parse) = Parse::read(body) else { return false };
+        if parse.name.is_empty() || self.talk.names.get(parse.name).is_some() {
+            return false;
+        }
+        let Some(statement) = Statement::proven(parse.definition) else { return false };
+        if !self.talk.names.insert(parse.name, statement) {
+            return false;
+        }
+        self.to_app.insert(|out| out.extend_from_slice(&reply::PARSE_COMPLETE_FRAME));
+        self.say_ready();
+        self.to_db.skip(header.frame_len + HEADER_LEN);
+        true
     }
 
     /// Whether a whole exchange is there, or so much of one that waiting for the rest makes no sense.
@@ -191,12 +218,6 @@ impl Session {
     pub(super) fn refuse(&mut self, refusal: &Refusal) {
         crate::telemetry::metrics::refused(refusal.reason());
         self.say_refused(refusal);
-        self.refuse_rest();
-    }
-
-    /// As [`Session::refuse`], in the server's words.
-    pub(super) fn refuse_with(&mut self, error: &ErrorMessage<'_>) {
-        self.to_app.insert(|out| error.put(out));
         self.refuse_rest();
     }
 

@@ -61,7 +61,7 @@ impl Conversation {
             if flow.is_full() {
                 return Ok(Inbound::Blocked);
             }
-            let Some(header) = Header::read(flow.unseen())? else { return Ok(Inbound::More) };
+            let Some(header) = Header::read_backend(flow.unseen())? else { return Ok(Inbound::More) };
             let fate = match self.inbound_frame(header, flow, backend)? {
                 Step::Pass => Fate::Pass,
                 Step::Skip => Fate::Skip,
@@ -120,7 +120,13 @@ impl Conversation {
             }
             tag::BIND_COMPLETE => self.settle(header, |owed| matches!(owed, Owed::Bind(_))),
             tag::PARSE_COMPLETE => match self.ledger.settle() {
-                Some(Owed::Parse(_)) => Ok(Step::Pass),
+                Some(Owed::Parse(Parsed::Named(name, _))) => {
+                    if let Some(statement) = self.names.get(&name) {
+                        statement.prove();
+                    }
+                    Ok(Step::Pass)
+                }
+                Some(Owed::Parse(Parsed::Unnamed)) => Ok(Step::Pass),
                 Some(Owed::InjectedParse(_)) => Ok(Step::Skip),
                 _ => Err(WireError::UnexpectedTag(header.tag)),
             },

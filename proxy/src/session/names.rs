@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 
 use crate::backend::Statement;
 use crate::backend::connection::UnnamedOwner;
@@ -26,6 +26,8 @@ pub struct Names {
     pub unnamed_facts: Option<Facts>,
     /// Who runs it.
     pub unnamed_kind: UnnamedKind,
+    /// Names that the pinned backend knows as the application does.
+    lent: HashSet<Box<[u8]>, foldhash::fast::RandomState>,
 }
 
 /// Who runs the unnamed statement.
@@ -64,9 +66,15 @@ impl Names {
         self.named.remove(name)
     }
 
+    /// Notes that the backend gets a statement under the application's name; false if it has it already.
+    pub fn lend(&mut self, name: &[u8]) -> bool {
+        self.lent.insert(name.into())
+    }
+
     /// Takes all names away.
     pub fn clear(&mut self) {
         self.named = HashMap::default();
+        self.lent = HashSet::default();
         self.clear_unnamed();
     }
 

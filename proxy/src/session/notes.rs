@@ -115,7 +115,11 @@ impl Notes {
                 Change::Set(name) => note(&mut self.touched, name),
                 Change::Reset(name) => note(&mut self.resets, name),
                 Change::ResetAll => self.reset_all = true,
-                Change::DiscardAll | Change::DeallocateAll => self.watching = true,
+                Change::DiscardAll => {
+                    self.watching = true;
+                    self.reset_all = true;
+                }
+                Change::DeallocateAll => self.watching = true,
                 Change::Deallocate(_) => {}
                 Change::Pin(reason) => {
                     self.unpins.retain(|unpin| unpin != reason);

@@ -11,6 +11,7 @@ use crate::backend::{Backend, Statement, StatementId};
 use crate::exchange::ledger::Parsed;
 use crate::exchange::{Facts, Owed};
 use crate::io::Flow;
+use crate::sql::PinReason;
 use crate::telemetry::metrics;
 use crate::wire::backend as reply;
 use crate::wire::frame::{HEADER_LEN, put_frame};
@@ -157,10 +158,26 @@ impl Conversation {
             self.ledger.owe(Owed::LocalQuery(answer.into()));
             return Ok(self.move_on(header, flow, Fate::Skip));
         }
+        self.lend_name(&facts, flow);
         self.sent(&facts);
         self.exchange_ends();
         self.ledger.owe(Owed::Query);
         Ok(self.move_on(header, flow, Fate::Pass))
+    }
+
+    /// SQL that executes a statement of the protocol knows it by the application's name: the backend gets it
+    /// under that name too, and stays with the session.
+    fn lend_name(&mut self, facts: &Facts, flow: &mut Flow) {
+        let Some(name) = &facts.executes else { return };
+        let Some(statement) = self.names.get(name).map(Arc::clone) else { return };
+        if !self.names.lend(name) {
+            return;
+        }
+        flow.insert(|out| statement.put_parse_as(name, out));
+        self.ledger.owe(Owed::InjectedParse(None));
+        if self.pins.insert(PinReason::Prepare) {
+            metrics::pinned(PinReason::Prepare);
+        }
     }
 
     /// A frame that should be looked at as a whole and is not there yet, or never will be in one piece.
@@ -202,7 +219,11 @@ impl Conversation {
                 return Ok(self.parse_deallocate(header, flow));
             }
             self.sent(&facts);
+            let executes = facts.executes.is_some().then(|| facts.clone());
             self.names.set_unnamed(frame, facts);
+            if let Some(facts) = executes {
+                self.lend_name(&facts, flow);
+            }
             backend.unnamed = Some(self.names.owner);
             self.ledger.owe(Owed::Parse(Parsed::Unnamed));
             return Ok(self.move_on(header, flow, Fate::Pass));

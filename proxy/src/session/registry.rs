@@ -10,6 +10,7 @@ use std::time::Instant;
 use subtle::ConstantTimeEq;
 
 use crate::backend::CancelTarget;
+use crate::backend::cancel::CancelInFlight;
 use crate::clock;
 use crate::wire::startup::{ProtocolVersion, VERSION_3_2};
 
@@ -154,22 +155,19 @@ impl Entry {
 
     /// Cancels what the session runs. The threat to the backend is announced under the same lock that the
     /// session takes before it lets go of the backend, so it can never hit another session.
-    pub fn cancel(&self) {
+    ///
+    /// Yields what is still to be done: sending it. An application believes that its cancel is over when its
+    /// connection ends, so that has to wait for this.
+    fn cancel(&self) -> Option<CancelInFlight> {
         let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(target) = &*serving {
-            let cancel = target.announce();
-            drop(serving);
-            tokio::spawn(async move {
-                if let Err(error) = cancel.send().await {
-                    tracing::debug!(error = &error as &dyn std::error::Error, "cancel request not delivered");
-                }
-            });
-        } else {
-            drop(serving);
-            if self.phase().0 == Phase::Queued {
-                self.signal(Signal::Cancel);
-            }
+            return Some(target.announce());
         }
+        drop(serving);
+        if self.phase().0 == Phase::Queued {
+            self.signal(Signal::Cancel);
+        }
+        None
     }
 }
 
@@ -230,12 +228,17 @@ impl Registry {
     }
 
     /// Cancels what a session runs, if the secret is right. Nobody learns whether it was.
-    pub fn cancel(&self, process_id: u32, secret: &[u8]) {
+    ///
+    /// # Cancel safety
+    /// Dropping it gives the cancel up; the backend is not used for others then.
+    pub async fn cancel(&self, process_id: u32, secret: &[u8]) {
         let entry = self.lock().get(&process_id).map(Arc::clone);
         if let Some(entry) = entry
             && bool::from(entry.given_secret().ct_eq(secret))
+            && let Some(cancel) = entry.cancel()
+            && let Err(error) = cancel.send().await
         {
-            entry.cancel();
+            tracing::debug!(error = &error as &dyn std::error::Error, "cancel request not delivered");
         }
     }
 

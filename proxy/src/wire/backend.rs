@@ -48,6 +48,24 @@ pub const READY_FOR_QUERY: u8 = b'Z';
 /// The columns of rows to come.
 pub const ROW_DESCRIPTION: u8 = b'T';
 
+/// Whether a server sends this message with long bodies (`VALID_LONG_MESSAGE_TYPE` in libpq's
+/// `fe-protocol3.c`, and the parameters of a statement, of which there may be 65,535).
+#[inline]
+pub fn may_be_long(tag: u8) -> bool {
+    matches!(
+        tag,
+        DATA_ROW
+            | ROW_DESCRIPTION
+            | ERROR_RESPONSE
+            | NOTICE_RESPONSE
+            | NOTIFICATION_RESPONSE
+            | FUNCTION_CALL_RESPONSE
+            | PARAMETER_DESCRIPTION
+            | PARAMETER_STATUS
+            | super::frontend::COPY_DATA
+    )
+}
+
 /// A whole `ParseComplete`.
 pub const PARSE_COMPLETE_FRAME: [u8; 5] = [PARSE_COMPLETE, 0, 0, 0, 4];
 /// A whole `BindComplete`.

@@ -12,6 +12,9 @@ const LARGE_MESSAGE_LIMIT: usize = 0x3fff_ffff - 1;
 /// The same for all other messages (`PQ_SMALL_MESSAGE_LIMIT`).
 const SMALL_MESSAGE_LIMIT: usize = 10_000;
 
+/// Above this, libpq takes only some messages for real (`pqParseInput3` in `fe-protocol3.c`).
+const ORDINARY_BACKEND_LIMIT: usize = 30_000;
+
 /// Bytes that are not the protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 pub enum WireError {
@@ -79,6 +82,21 @@ impl Header {
             _ => SMALL_MESSAGE_LIMIT,
         };
         if header.body_len() > limit {
+            let length = u32::try_from(header.frame_len - 1).unwrap_or(u32::MAX);
+            return Err(WireError::BadLength { tag: header.tag, length });
+        }
+        Ok(Some(header))
+    }
+
+    /// As [`Header::read`], for what a server sends: a stream that is something else is noticed by its tag or
+    /// by a length that no server sends with it, instead of being waited for.
+    ///
+    /// # Errors
+    /// [`WireError::UnexpectedTag`] or [`WireError::BadLength`].
+    #[inline]
+    pub fn read_backend(bytes: &[u8]) -> Result<Option<Self>, WireError> {
+        let Some(header) = Self::read(bytes)? else { return Ok(None) };
+        if header.frame_len > ORDINARY_BACKEND_LIMIT && !super::backend::may_be_long(header.tag) {
             let length = u32::try_from(header.frame_len - 1).unwrap_or(u32::MAX);
             return Err(WireError::BadLength { tag: header.tag, length });
         }
