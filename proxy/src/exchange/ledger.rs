@@ -51,6 +51,8 @@ pub enum Owed {
 pub enum Parsed {
     /// The unnamed statement.
     Unnamed,
+    /// A statement that stays under the application's own name, on a backend that is pinned for it.
+    Untracked,
     /// A statement with a name, and what backends call it.
     Named(Box<[u8]>, StatementId),
 }
@@ -134,13 +136,16 @@ impl Ledger {
 
     /// The server started to take COPY data for the message at the front: every Sync that it was sent before
     /// the end of that data is ignored ("COPY Operations" in the protocol's documentation).
-    pub fn copy_in_started(&mut self) {
+    ///
+    /// Returns whether the application has sent that end already.
+    pub fn copy_in_started(&mut self) -> bool {
         let end = self.owed.iter().position(|owed| matches!(owed, Owed::CopyEnd)).unwrap_or(self.owed.len());
         let mut index = 0;
         self.owed.retain(|owed| {
             index += 1;
             index > end || !matches!(owed, Owed::Sync)
         });
+        end < index
     }
 
     /// Forgets everything.
@@ -170,7 +175,7 @@ mod tests {
             ledger.owe(owed);
         }
 
-        ledger.copy_in_started();
+        assert!(ledger.copy_in_started());
 
         assert!(matches!(ledger.owed.make_contiguous(), [Owed::Execute, Owed::CopyEnd, Owed::Sync]));
         assert_eq!(ledger.ready_owed(), 1);

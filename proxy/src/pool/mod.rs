@@ -204,10 +204,11 @@ impl Pool {
         inner.idle.push(backend);
     }
 
-    /// Whether another pool has no backend at all and this one can spare one.
+    /// Whether this pool has more than it may, or can spare one for another pool that has none at all.
     #[inline]
     fn owes_place(&self, inner: &Inner) -> bool {
-        self.upstream.is_starved() && (inner.open > 1 || inner.waiters.is_empty())
+        inner.open > self.upstream.size()
+            || self.upstream.is_starved() && (inner.open > 1 || inner.waiters.is_empty())
     }
 
     #[cold]
@@ -361,7 +362,7 @@ impl Pool {
             if surplus
                 || clock::now_ms() >= backend.retire_at_ms
                 || backend.generation != generation
-                || left > limits.size
+                || inner.open - gone.len() > limits.size
             {
                 left -= 1;
                 gone.push(backend);

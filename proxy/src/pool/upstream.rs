@@ -82,6 +82,8 @@ pub struct Upstream {
     pub(super) connects: Semaphore,
     connector: ArcSwap<Connector>,
     limits: ArcSwap<Limits>,
+    /// `limits.size`, to be read at each give-back.
+    size: AtomicUsize,
     open: AtomicUsize,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
     starved: Mutex<VecDeque<Weak<Pool>>>,
@@ -96,6 +98,7 @@ impl Upstream {
             connects: Semaphore::new(CONNECTS_AT_A_TIME),
             connector: ArcSwap::from_pointee(connector),
             limits: ArcSwap::from_pointee(limits),
+            size: AtomicUsize::new(limits.size),
             open: AtomicUsize::new(0),
             pools: Mutex::new(HashMap::new()),
             starved: Mutex::new(VecDeque::new()),
@@ -106,6 +109,7 @@ impl Upstream {
     /// Takes a new configuration over.
     pub fn reload(&self, connector: Connector, limits: Limits) {
         self.connector.store(Arc::new(connector));
+        self.size.store(limits.size, Ordering::Relaxed);
         self.limits.store(Arc::new(limits));
     }
 
@@ -188,6 +192,12 @@ impl Upstream {
         if self.pools().iter().any(|other| !Arc::ptr_eq(other, pool) && other.evict(idle)) {
             pool.open_as_needed(&mut pool.lock());
         }
+    }
+
+    /// Backends per pool.
+    #[inline]
+    pub(super) fn size(&self) -> usize {
+        self.size.load(Ordering::Relaxed)
     }
 
     /// Whether a pool waits for a place.

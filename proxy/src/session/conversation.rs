@@ -37,12 +37,23 @@ pub struct Conversation {
     pub(super) inbound: Frame,
     /// The server ignores everything until Sync.
     pub(super) skipping: Skipping,
-    /// The server waits for COPY data.
-    pub(super) copy_in: bool,
+    pub(super) copy_in: CopyIn,
     /// Messages of the extended protocol were sent and no Sync behind them: their transaction is open,
     /// whatever the last status says.
     pub(super) unsynced: bool,
+    /// An exchange was sent whole, and nothing of the next one.
+    pub(super) between_exchanges: bool,
     pub(super) barrier: Barrier,
+}
+
+/// Whether the server takes COPY data.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum CopyIn {
+    No,
+    /// It does, and ignores Sync and Flush.
+    Taking,
+    /// The application has sent the end of it; the server has not answered.
+    Ended,
 }
 
 /// Whether the next exchange has to wait for the answer to this one, which takes names and pins away.
@@ -106,8 +117,9 @@ impl Conversation {
             outbound: Frame::default(),
             inbound: Frame::default(),
             skipping: Skipping::No,
-            copy_in: false,
+            copy_in: CopyIn::No,
             unsynced: false,
+            between_exchanges: false,
             barrier: Barrier::None,
         }
     }
@@ -152,7 +164,7 @@ impl Conversation {
 
     /// Whether the server waits for COPY data.
     pub fn is_copying_in(&self) -> bool {
-        self.copy_in
+        self.copy_in == CopyIn::Taking
     }
 
     /// Bytes of the server's current frame that are still to come.
@@ -177,8 +189,9 @@ impl Conversation {
         self.outbound.fate = Fate::Skip;
         self.inbound = Frame::default();
         self.skipping = Skipping::No;
-        self.copy_in = false;
+        self.copy_in = CopyIn::No;
         self.unsynced = false;
+        self.between_exchanges = false;
         self.barrier = Barrier::None;
         self.notes = Notes::default();
         self.pins = Pins::default();

@@ -10,6 +10,7 @@ use crate::backend::Statement;
 use crate::exchange::Refusal;
 use crate::exchange::facts::Facts;
 use crate::exchange::refusal::Outcome;
+use crate::io::Flow;
 use crate::io::buffer::BUFFER_LEN;
 use crate::sql::StatementKind;
 use crate::wire::frame::HEADER_LEN;
@@ -67,10 +68,37 @@ fn ends_exchange(message: u8) -> bool {
 }
 
 /// Whether the bytes that are there make an exchange.
-enum Assembled {
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Assembled {
     Whole,
     Partial,
     Terminate,
+}
+
+/// Whether a whole exchange is there, or so much of one that waiting for the rest makes no sense.
+pub(super) fn assemble(flow: &mut Flow) -> Result<Assembled, WireError> {
+    let mut offset = 0;
+    loop {
+        let unseen = flow.unseen();
+        let rest = unseen.get(offset..).unwrap_or_default();
+        let (needed, ends) = match Header::read_frontend(rest)? {
+            None => (HEADER_LEN, false),
+            Some(header) => (header.frame_len, ends_exchange(header.tag)),
+        };
+        match (rest.len() >= needed, ends) {
+            (true, true) => return Ok(Assembled::Whole),
+            (true, false) => {
+                offset += needed;
+                continue;
+            }
+            (false, _) => {}
+        }
+        if offset + needed > TEXT_LIMIT || (offset > 0 && unseen.len() >= BUFFER_LEN) {
+            return Ok(Assembled::Whole);
+        }
+        flow.want(offset + needed);
+        return Ok(Assembled::Partial);
+    }
 }
 
 impl Session {
@@ -159,7 +187,7 @@ impl Session {
                     self.answer_orphan(orphan, header);
                 }
                 (Stage::Ready, tag::PARSE) if self.answer_known_parse(header) => continue,
-                (Stage::Ready, _) => return self.assemble_exchange(),
+                (Stage::Ready, _) => return assemble(&mut self.to_db),
             }
             self.talk.drop_request(header, &mut self.to_db);
         }
@@ -186,32 +214,6 @@ impl Session {
         self.say_ready();
         self.to_db.skip(header.frame_len + HEADER_LEN);
         true
-    }
-
-    /// Whether a whole exchange is there, or so much of one that waiting for the rest makes no sense.
-    fn assemble_exchange(&mut self) -> Result<Assembled, WireError> {
-        let mut offset = 0;
-        loop {
-            let unseen = self.to_db.unseen();
-            let rest = unseen.get(offset..).unwrap_or_default();
-            let (needed, ends) = match Header::read_frontend(rest)? {
-                None => (HEADER_LEN, false),
-                Some(header) => (header.frame_len, ends_exchange(header.tag)),
-            };
-            match (rest.len() >= needed, ends) {
-                (true, true) => return Ok(Assembled::Whole),
-                (true, false) => {
-                    offset += needed;
-                    continue;
-                }
-                (false, _) => {}
-            }
-            if offset + needed > TEXT_LIMIT || (offset > 0 && unseen.len() >= BUFFER_LEN) {
-                return Ok(Assembled::Whole);
-            }
-            self.to_db.want(offset + needed);
-            return Ok(Assembled::Partial);
-        }
     }
 
     /// Answers the exchange at the front with a refusal; the session goes on.

@@ -2,7 +2,7 @@
 //!
 //! Bodies pass untouched and unread, but for the few that move the protocol position.
 
-use super::conversation::{Conversation, Fate, Frame, Skipping};
+use super::conversation::{Conversation, CopyIn, Fate, Frame, Skipping};
 use super::relay::{Hold, Told};
 use crate::backend::connection::UnnamedOwner;
 use crate::backend::prepared::schema_changed;
@@ -126,7 +126,11 @@ impl Conversation {
                     }
                     Ok(Step::Pass)
                 }
-                Some(Owed::Parse(Parsed::Unnamed)) => Ok(Step::Pass),
+                Some(Owed::Parse(Parsed::Unnamed)) => {
+                    self.names.unnamed_answered();
+                    Ok(Step::Pass)
+                }
+                Some(Owed::Parse(Parsed::Untracked)) => Ok(Step::Pass),
                 Some(Owed::InjectedParse(_)) => Ok(Step::Skip),
                 _ => Err(WireError::UnexpectedTag(header.tag)),
             },
@@ -136,8 +140,8 @@ impl Conversation {
                 _ => Err(WireError::UnexpectedTag(header.tag)),
             },
             tag::COPY_IN_RESPONSE => {
-                self.copy_in = true;
-                self.ledger.copy_in_started();
+                let ended = self.ledger.copy_in_started();
+                self.copy_in = if ended { CopyIn::Ended } else { CopyIn::Taking };
                 Ok(Step::Pass)
             }
             tag::ERROR_RESPONSE => Ok(self.error(header, flow, backend)),
@@ -176,7 +180,7 @@ impl Conversation {
             _ => return Err(WireError::UnexpectedTag(header.tag)),
         }
         self.status = status;
-        self.copy_in = false;
+        self.copy_in = CopyIn::No;
         backend.status = status;
         while matches!(self.ledger.front(), Some(Owed::CopyEnd)) {
             self.ledger.settle();
@@ -207,7 +211,7 @@ impl Conversation {
                 _ => {}
             }
         }
-        self.copy_in = false;
+        self.copy_in = CopyIn::No;
         self.settle_or_query(header, |owed| matches!(owed, Owed::Execute))
     }
 
@@ -266,7 +270,7 @@ impl Conversation {
     /// A statement failed: in a pipeline the server ignores everything up to the next Sync.
     fn failed(&mut self, backend: &mut Backend, fields: &ErrorFields<'_>) {
         self.notes.failed = true;
-        self.copy_in = false;
+        self.copy_in = CopyIn::No;
         if let Some(owed) = self.ledger.front() {
             Self::learn_from(owed_statement(owed), fields, backend);
         }
@@ -274,15 +278,25 @@ impl Conversation {
             None | Some(Owed::Query | Owed::FunctionCall) => return,
             Some(_) => {}
         }
+        let mut ignored = Vec::new();
         while let Some(owed) = self.ledger.front() {
             if matches!(owed, Owed::Sync) {
-                return;
+                break;
             }
-            if let Some(owed) = self.ledger.settle() {
-                self.ignored(owed, backend);
-            }
+            ignored.extend(self.ledger.settle());
         }
-        self.skipping = Skipping::UntilSync;
+        if self.ledger.is_empty() {
+            self.skipping = Skipping::UntilSync;
+        }
+        let unnamed_failed = matches!(ignored.first(), Some(Owed::Parse(Parsed::Unnamed)));
+        // Backwards, as every undoing.
+        for owed in ignored.into_iter().rev() {
+            self.ignored(owed, backend);
+        }
+        if unnamed_failed {
+            // A Parse that fails takes the old unnamed statement away before it looks at the new one.
+            self.names.clear_unnamed();
+        }
     }
 
     /// The server did not do what this entry stands for.
@@ -296,7 +310,7 @@ impl Conversation {
                 self.names.remove(&name);
             }
             Owed::Parse(Parsed::Unnamed) => {
-                self.names.clear_unnamed();
+                self.names.unnamed_ignored();
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
             }
             Owed::InjectedParse(Some(id)) => backend.prepared.remove(id),

@@ -1,5 +1,6 @@
 //! The prepared statements of one session, under the names that the application gave them.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
@@ -18,16 +19,29 @@ const KEPT_UNNAMED: usize = 2 * 1024;
 #[derive(Debug, Default)]
 pub struct Names {
     named: HashMap<Box<[u8]>, Arc<Statement>, foldhash::fast::RandomState>,
-    /// The last unnamed Parse as a whole frame: it is prepared anew when another backend has to bind it.
-    unnamed: Vec<u8>,
-    /// Whose it is, for the backend that has it.
-    pub owner: UnnamedOwner,
-    /// What it does.
-    pub unnamed_facts: Option<Facts>,
+    session: u64,
+    unnamed: Unnamed,
+    /// What the unnamed statement was before each Parse that is not answered yet, oldest first: a Parse that
+    /// the server ignores changes nothing.
+    before: VecDeque<Unnamed>,
+    /// An allocation to use again.
+    spare: Vec<u8>,
+    serials: u64,
     /// Who runs it.
     pub unnamed_kind: UnnamedKind,
     /// Names that the pinned backend knows as the application does.
     lent: HashSet<Box<[u8]>, foldhash::fast::RandomState>,
+}
+
+/// An unnamed statement.
+#[derive(Debug, Default)]
+struct Unnamed {
+    /// Its Parse as a whole frame: it is prepared anew when another backend has to bind it. Empty: there is
+    /// none, or it is too long to keep.
+    frame: Vec<u8>,
+    /// What it does.
+    facts: Option<Facts>,
+    serial: u64,
 }
 
 /// Who runs the unnamed statement.
@@ -43,7 +57,18 @@ pub enum UnnamedKind {
 impl Names {
     /// For the session with this number.
     pub fn of_session(session: u64) -> Self {
-        Self { owner: UnnamedOwner { session, serial: 0 }, ..Self::default() }
+        Self { session, ..Self::default() }
+    }
+
+    /// Whose the unnamed statement is, for the backend that has it.
+    #[inline]
+    pub fn owner(&self) -> UnnamedOwner {
+        UnnamedOwner { session: self.session, serial: self.unnamed.serial }
+    }
+
+    /// What the unnamed statement does.
+    pub fn unnamed_facts(&self) -> Option<&Facts> {
+        self.unnamed.facts.as_ref()
     }
 
     /// The statement of a name.
@@ -71,6 +96,11 @@ impl Names {
         self.lent.insert(name.into())
     }
 
+    /// Whether the backend has a statement under this name; from now on it has not.
+    pub fn take_back(&mut self, name: &[u8]) -> bool {
+        self.lent.remove(name)
+    }
+
     /// Takes all names away.
     pub fn clear(&mut self) {
         self.named = HashMap::default();
@@ -80,30 +110,58 @@ impl Names {
 
     /// Notes a new unnamed statement, given as a whole Parse frame.
     pub fn set_unnamed(&mut self, frame: &[u8], facts: Facts) {
-        self.owner.serial += 1;
+        let mut kept = std::mem::take(&mut self.spare);
+        kept.clear();
+        kept.extend_from_slice(frame);
+        self.replace_unnamed(kept, Some(facts));
+    }
+
+    /// Notes a new unnamed statement that is too long to keep: only the backend that has it can bind it.
+    pub fn set_long_unnamed(&mut self) {
+        self.replace_unnamed(Vec::new(), None);
+    }
+
+    fn replace_unnamed(&mut self, frame: Vec<u8>, facts: Option<Facts>) {
+        self.serials += 1;
         self.unnamed_kind = UnnamedKind::Forwarded;
-        self.unnamed.clear();
-        self.unnamed.extend_from_slice(frame);
-        self.unnamed_facts = Some(facts);
+        let new = Unnamed { frame, facts, serial: self.serials };
+        self.before.push_back(std::mem::replace(&mut self.unnamed, new));
+    }
+
+    /// The server has answered the oldest unnamed Parse.
+    pub fn unnamed_answered(&mut self) {
+        if let Some(before) = self.before.pop_front() {
+            self.spare = before.frame;
+        }
+    }
+
+    /// The server ignored the newest unnamed Parse.
+    pub fn unnamed_ignored(&mut self) {
+        if let Some(before) = self.before.pop_back() {
+            self.unnamed = before;
+        }
     }
 
     /// The session has no unnamed statement any more.
     pub fn clear_unnamed(&mut self) {
-        self.owner.serial += 1;
-        self.unnamed.clear();
-        self.unnamed_facts = None;
+        self.serials += 1;
+        self.unnamed.frame.clear();
+        self.unnamed.facts = None;
+        self.unnamed.serial = self.serials;
         self.unnamed_kind = UnnamedKind::Forwarded;
     }
 
-    /// The Parse frame of the unnamed statement; empty when there is none.
+    /// The Parse frame of the unnamed statement; empty when there is none to send.
     pub fn unnamed(&self) -> &[u8] {
-        &self.unnamed
+        &self.unnamed.frame
     }
 
     /// Gives memory back that a quiet session does not need.
     pub fn shrink(&mut self) {
-        if self.unnamed.capacity() > KEPT_UNNAMED {
-            self.unnamed.shrink_to(KEPT_UNNAMED);
+        for kept in [&mut self.unnamed.frame, &mut self.spare] {
+            if kept.capacity() > KEPT_UNNAMED {
+                kept.shrink_to(KEPT_UNNAMED);
+            }
         }
     }
 }

@@ -4,9 +4,11 @@
 
 use std::sync::Arc;
 
-use super::conversation::{Barrier, Conversation, Fate, Frame, Skipping};
+use super::conversation::{Barrier, Conversation, CopyIn, Fate, Frame, Skipping};
+use super::front::{Assembled, assemble};
 use super::names::UnnamedKind;
 use super::notes::NewPins;
+use super::relay::Hold;
 use crate::backend::{Backend, Statement, StatementId};
 use crate::exchange::ledger::Parsed;
 use crate::exchange::{Facts, Owed};
@@ -57,6 +59,16 @@ impl Conversation {
             let Some(header) = Header::read_frontend(flow.unseen())? else {
                 return Ok(Outbound::More);
             };
+            // Data of a COPY belongs to the exchange before.
+            if self.between_exchanges
+                && !matches!(header.tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL)
+            {
+                // Half an exchange must not keep the backend that the one before needed.
+                if self.keeps() == Hold::Transaction && assemble(flow)? == Assembled::Partial {
+                    return Ok(Outbound::More);
+                }
+                self.between_exchanges = false;
+            }
             match self.outbound_frame(header, flow, backend)? {
                 Step::Next => {}
                 Step::Stop(why) => return Ok(why),
@@ -77,6 +89,7 @@ impl Conversation {
     #[inline]
     fn exchange_ends(&mut self) {
         self.unsynced = false;
+        self.between_exchanges = true;
         if self.barrier == Barrier::AtItsEnd {
             self.barrier = Barrier::Here;
         }
@@ -111,7 +124,7 @@ impl Conversation {
             }
             tag::EXECUTE => self.ledger.owe(Owed::Execute),
             // The server ignores it while it takes COPY data.
-            tag::SYNC if self.copy_in => {}
+            tag::SYNC if self.copy_in == CopyIn::Taking => {}
             tag::SYNC => {
                 self.skipping = Skipping::No;
                 self.ledger.owe(Owed::Sync);
@@ -122,7 +135,12 @@ impl Conversation {
                 self.ledger.owe(Owed::FunctionCall);
                 self.exchange_ends();
             }
-            tag::COPY_DONE | tag::COPY_FAIL => self.ledger.owe(Owed::CopyEnd),
+            tag::COPY_DONE | tag::COPY_FAIL => {
+                if self.copy_in == CopyIn::Taking {
+                    self.copy_in = CopyIn::Ended;
+                }
+                self.ledger.owe(Owed::CopyEnd);
+            }
             tag::TERMINATE => return Ok(Step::Stop(Outbound::Terminate)),
             _ => {}
         }
@@ -152,6 +170,7 @@ impl Conversation {
         self.names.clear_unnamed();
         if let Some(name) = facts.sole_deallocate()
             && self.names.remove(name).is_some()
+            && !self.names.take_back(name)
         {
             let mut answer = Vec::new();
             reply::put_command_complete(&mut answer, b"DEALLOCATE");
@@ -193,7 +212,12 @@ impl Conversation {
 
     fn sent(&mut self, facts: &Facts) {
         let NewPins(reason) = self.notes.sent(facts, &mut self.pins);
-        if let Some(reason) = reason {
+        self.note_sent(reason);
+    }
+
+    /// After every `Notes::sent`.
+    fn note_sent(&mut self, pinned: Option<PinReason>) {
+        if let Some(reason) = pinned {
             metrics::pinned(reason);
         }
         if self.notes.watching && self.barrier == Barrier::None {
@@ -205,10 +229,11 @@ impl Conversation {
         let Some(frame) = flow.unseen().get(..header.frame_len) else {
             // Too long to keep: it stays under the application's own name, on this backend.
             if header.frame_len > TEXT_LIMIT && flow.unseen().get(HEADER_LEN) == Some(&0) {
-                self.names.clear_unnamed();
-                backend.unnamed = Some(self.names.owner);
+                self.names.set_long_unnamed();
+                backend.unnamed = Some(self.names.owner());
+                return Ok(self.incomplete(header, flow, Owed::Parse(Parsed::Unnamed)));
             }
-            return Ok(self.incomplete(header, flow, Owed::Parse(Parsed::Unnamed)));
+            return Ok(self.incomplete(header, flow, Owed::Parse(Parsed::Untracked)));
         };
         let parse = Parse::read(frame.get(HEADER_LEN..).unwrap_or_default())?;
         if parse.name.is_empty() {
@@ -224,7 +249,7 @@ impl Conversation {
             if let Some(facts) = executes {
                 self.lend_name(&facts, flow);
             }
-            backend.unnamed = Some(self.names.owner);
+            backend.unnamed = Some(self.names.owner());
             self.ledger.owe(Owed::Parse(Parsed::Unnamed));
             return Ok(self.move_on(header, flow, Fate::Pass));
         }
@@ -236,7 +261,7 @@ impl Conversation {
         if !self.names.insert(&name, Arc::clone(&statement)) {
             // Without a name of its own it cannot be bound on another backend; this one knows it.
             self.sent(&Facts::default());
-            self.ledger.owe(Owed::Parse(Parsed::Unnamed));
+            self.ledger.owe(Owed::Parse(Parsed::Untracked));
             return Ok(self.move_on(header, flow, Fate::Pass));
         }
         let id = statement.id;
@@ -329,12 +354,6 @@ impl Conversation {
         let id = statement.id;
         let lens = (names.portal.len(), names.len());
         let NewPins(reason) = self.notes.sent(&statement.facts, &mut self.pins);
-        if let Some(reason) = reason {
-            metrics::pinned(reason);
-        }
-        if self.notes.watching && self.barrier == Barrier::None {
-            self.barrier = Barrier::AtItsEnd;
-        }
         if backend.prepared.touch(id) {
             rename_bind(header, lens, &statement.name, flow);
         } else {
@@ -342,6 +361,7 @@ impl Conversation {
             self.inject_parse(&statement, flow, backend);
             rename_bind(header, lens, &statement.name, flow);
         }
+        self.note_sent(reason);
         self.ledger.owe(Owed::Bind(Some(id)));
         self.outbound = Frame { left: header.body_len() - lens.1, fate: Fate::Pass };
         self.outbound.left -= advance(flow, self.outbound);
@@ -356,11 +376,11 @@ impl Conversation {
 
     /// Makes sure that the backend's unnamed statement is this session's.
     fn use_unnamed(&mut self, flow: &mut Flow, backend: &mut Backend) {
-        if let Some(facts) = self.names.unnamed_facts.take() {
-            self.sent(&facts);
-            self.names.unnamed_facts = Some(facts);
+        if let Some(facts) = self.names.unnamed_facts() {
+            let NewPins(reason) = self.notes.sent(facts, &mut self.pins);
+            self.note_sent(reason);
         }
-        if backend.unnamed == Some(self.names.owner) {
+        if backend.unnamed == Some(self.names.owner()) {
             return;
         }
         if self.names.unnamed().is_empty() {
@@ -368,7 +388,7 @@ impl Conversation {
         }
         flow.insert(|out| out.extend_from_slice(self.names.unnamed()));
         self.ledger.owe(Owed::InjectedParse(None));
-        backend.unnamed = Some(self.names.owner);
+        backend.unnamed = Some(self.names.owner());
     }
 
     /// The session has no unnamed statement: it must not meet somebody else's.
@@ -414,7 +434,9 @@ impl Conversation {
             }
             Target::Statement(name) if header.tag == tag::CLOSE => {
                 let name: Box<[u8]> = name.into();
-                if let Some(statement) = self.names.remove(&name) {
+                if let Some(statement) = self.names.remove(&name)
+                    && !self.names.take_back(&name)
+                {
                     self.ledger.owe(Owed::CloseKnown(name, statement));
                     return Ok(self.move_on(header, flow, Fate::Skip));
                 }

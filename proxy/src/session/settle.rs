@@ -93,6 +93,9 @@ impl Session {
         names.extend(resets.iter().cloned());
         names.sort();
         names.dedup();
+        if names.is_empty() {
+            return Ok(());
+        }
         let rows = within(lease.query(&read_back_with_resets(names.iter().map(|name| &**name)))).await?;
         let mut wanted = Arc::clone(&self.talk.wanted);
         let mut restored = Vec::new();
