@@ -165,7 +165,7 @@ async fn sail(rig: &Rig, number: usize, seed: u64, storm: &Storm) {
     let cancels = number.is_multiple_of(2);
     while storm.statements.fetch_add(1, Ordering::Relaxed) < STORM_STATEMENTS {
         let id: u32 = dice.random();
-        let pause_ms = if dice.random_bool(0.3) { dice.random_range(1..15) } else { 0 };
+        let pause_ms = if dice.random_bool(0.3) { dice.random_range(5..40) } else { 0 };
         let sql = match pause_ms {
             0 => format!("SELECT {id}"),
             _ => format!("SELECT {id} FROM pg_sleep(0.{pause_ms:03})"),
@@ -215,7 +215,8 @@ async fn storm(options: ProxyOptions) {
         session.unwrap();
     }
 
-    assert!(storm.cancelled.load(Ordering::Relaxed) > 50, "too few cancels arrived to show anything");
+    let cancelled = storm.cancelled.load(Ordering::Relaxed);
+    assert!(cancelled > 50, "{cancelled} cancels arrived, too few to show anything");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

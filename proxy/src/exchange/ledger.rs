@@ -31,6 +31,12 @@ pub enum Owed {
     Execute,
     /// `CloseComplete`.
     Close,
+    /// `CloseComplete` of the unnamed statement.
+    CloseUnnamed,
+    /// What a Describe of ours brings, which asks whether the plan of a statement still fits its tables.
+    Check(StatementId),
+    /// `ReadyForQuery` of the Sync behind it.
+    CheckSync,
     /// `CloseComplete` of a Close that we put in: not for the application. `None` is the unnamed statement.
     InjectedClose(Option<StatementId>),
     /// `CloseComplete` of a name that only we know: ours to give. If the server ignores the pipeline up to
@@ -125,7 +131,10 @@ impl Ledger {
 
     /// How many `ReadyForQuery` of the server are owed.
     pub fn ready_owed(&self) -> usize {
-        self.owed.iter().filter(|owed| matches!(owed, Owed::Query | Owed::FunctionCall | Owed::Sync)).count()
+        self.owed
+            .iter()
+            .filter(|owed| matches!(owed, Owed::Query | Owed::FunctionCall | Owed::Sync | Owed::CheckSync))
+            .count()
     }
 
     /// Whether the last message leaves the server waiting for a Sync.

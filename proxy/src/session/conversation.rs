@@ -44,6 +44,18 @@ pub struct Conversation {
     /// An exchange was sent whole, and nothing of the next one.
     pub(super) between_exchanges: bool,
     pub(super) barrier: Barrier,
+    pub(super) check: Check,
+}
+
+/// Whether a statement that this session prepares, and that the backend has already, is being looked at: its
+/// plan may be from before a change of its tables, and then only sessions that knew it deserve the error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Check {
+    No,
+    /// The server was asked; the application's Parse waits.
+    Asked,
+    /// The server has answered.
+    Done,
 }
 
 /// Whether the server takes COPY data.
@@ -121,6 +133,7 @@ impl Conversation {
             unsynced: false,
             between_exchanges: false,
             barrier: Barrier::None,
+            check: Check::No,
         }
     }
 
@@ -138,6 +151,7 @@ impl Conversation {
         } else if self.ledger.is_empty()
             && self.skipping == Skipping::No
             && !self.unsynced
+            && self.check == Check::No
             && self.inbound.left == 0
         {
             Position::Quiet
@@ -193,6 +207,7 @@ impl Conversation {
         self.unsynced = false;
         self.between_exchanges = false;
         self.barrier = Barrier::None;
+        self.check = Check::No;
         self.notes = Notes::default();
         self.pins = Pins::default();
     }

@@ -2,7 +2,7 @@
 //!
 //! Bodies pass untouched and unread, but for the few that move the protocol position.
 
-use super::conversation::{Conversation, CopyIn, Fate, Frame, Skipping};
+use super::conversation::{Check, Conversation, CopyIn, Fate, Frame, Skipping};
 use super::relay::{Hold, Told};
 use crate::backend::connection::UnnamedOwner;
 use crate::backend::prepared::schema_changed;
@@ -101,11 +101,12 @@ impl Conversation {
         backend: &mut Backend,
     ) -> Result<Step, WireError> {
         match header.tag {
-            tag::DATA_ROW
+            tag::PARAMETER_DESCRIPTION if self.is_asking() => Ok(Step::Skip),
+            tag::PARAMETER_DESCRIPTION
+            | tag::DATA_ROW
             | tag::FUNCTION_CALL_RESPONSE
             | tag::NOTICE_RESPONSE
             | tag::NOTIFICATION_RESPONSE
-            | tag::PARAMETER_DESCRIPTION
             | tag::COPY_OUT_RESPONSE
             | tag::COPY_BOTH_RESPONSE
             | crate::wire::frontend::COPY_DATA
@@ -114,6 +115,10 @@ impl Conversation {
             tag::COMMAND_COMPLETE => self.command_complete(header, flow, backend),
             tag::EMPTY_QUERY_RESPONSE | tag::PORTAL_SUSPENDED => {
                 self.settle_or_query(header, |owed| matches!(owed, Owed::Execute))
+            }
+            tag::ROW_DESCRIPTION | tag::NO_DATA if self.is_asking() => {
+                self.ledger.settle();
+                Ok(Step::Skip)
             }
             tag::ROW_DESCRIPTION | tag::NO_DATA => {
                 self.settle_or_query(header, |owed| matches!(owed, Owed::Describe(_)))
@@ -136,6 +141,10 @@ impl Conversation {
             },
             tag::CLOSE_COMPLETE => match self.ledger.settle() {
                 Some(Owed::Close) => Ok(Step::Pass),
+                Some(Owed::CloseUnnamed) => {
+                    self.names.unnamed_answered();
+                    Ok(Step::Pass)
+                }
                 Some(Owed::InjectedClose(_)) => Ok(Step::Skip),
                 _ => Err(WireError::UnexpectedTag(header.tag)),
             },
@@ -148,6 +157,12 @@ impl Conversation {
             tag::PARAMETER_STATUS => Ok(self.parameter_status(header, flow, backend)),
             other => Err(WireError::UnexpectedTag(other)),
         }
+    }
+
+    /// Whether the server's answer is to a question of ours.
+    #[inline]
+    fn is_asking(&self) -> bool {
+        self.check == Check::Asked && matches!(self.ledger.front(), Some(Owed::Check(_)))
     }
 
     fn settle(&mut self, header: Header, expected: impl Fn(&Owed) -> bool) -> Result<Step, WireError> {
@@ -177,6 +192,10 @@ impl Conversation {
         let status = TransactionStatus::from_byte(byte).ok_or(WireError::BadBody(header.tag))?;
         match self.ledger.settle() {
             Some(Owed::Query | Owed::FunctionCall | Owed::Sync) => {}
+            Some(Owed::CheckSync) => {
+                self.check = Check::Done;
+                return Ok(Step::Skip);
+            }
             _ => return Err(WireError::UnexpectedTag(header.tag)),
         }
         self.status = status;
@@ -254,6 +273,12 @@ impl Conversation {
             });
             return Step::Stop(Inbound::Fatal(Told::Yes));
         }
+        if self.is_asking() {
+            if let Some(Owed::Check(id)) = self.ledger.settle() {
+                Self::learn_from(Some(id), &fields, backend);
+            }
+            return Step::Skip;
+        }
         let taken = match self.ledger.front() {
             Some(Owed::ParseTaken(name)) => Some(name.clone()),
             _ => None,
@@ -309,7 +334,7 @@ impl Conversation {
             Owed::ParseKnown(Parsed::Named(name, _)) => {
                 self.names.remove(&name);
             }
-            Owed::Parse(Parsed::Unnamed) => {
+            Owed::Parse(Parsed::Unnamed) | Owed::CloseUnnamed => {
                 self.names.unnamed_ignored();
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
             }

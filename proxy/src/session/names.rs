@@ -128,14 +128,19 @@ impl Names {
         self.before.push_back(std::mem::replace(&mut self.unnamed, new));
     }
 
-    /// The server has answered the oldest unnamed Parse.
+    /// The application closes its unnamed statement.
+    pub fn close_unnamed(&mut self) {
+        self.replace_unnamed(Vec::new(), None);
+    }
+
+    /// The server has answered the oldest Parse or Close of the unnamed statement.
     pub fn unnamed_answered(&mut self) {
         if let Some(before) = self.before.pop_front() {
             self.spare = before.frame;
         }
     }
 
-    /// The server ignored the newest unnamed Parse.
+    /// The server ignored the newest one.
     pub fn unnamed_ignored(&mut self) {
         if let Some(before) = self.before.pop_back() {
             self.unnamed = before;

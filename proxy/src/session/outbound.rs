@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::conversation::{Barrier, Conversation, CopyIn, Fate, Frame, Skipping};
+use super::conversation::{Barrier, Check, Conversation, CopyIn, Fate, Frame, Skipping};
 use super::front::{Assembled, assemble};
 use super::names::UnnamedKind;
 use super::notes::NewPins;
@@ -18,7 +18,7 @@ use crate::telemetry::metrics;
 use crate::wire::backend as reply;
 use crate::wire::frame::{HEADER_LEN, put_frame};
 use crate::wire::frontend::{self as tag, BindNames, Parse, Target, query_text};
-use crate::wire::{Header, WireError};
+use crate::wire::{Header, TransactionStatus, WireError};
 
 /// Statement texts up to this length are analysed whole; longer ones pin their backend instead.
 pub const TEXT_LIMIT: usize = 256 * 1024;
@@ -53,7 +53,7 @@ impl Conversation {
                     return Ok(Outbound::More);
                 }
             }
-            if flow.is_full() || self.ledger.is_full() || self.is_barred() {
+            if flow.is_full() || self.ledger.is_full() || self.is_barred() || self.check == Check::Asked {
                 return Ok(Outbound::Blocked);
             }
             let Some(header) = Header::read_frontend(flow.unseen())? else {
@@ -258,6 +258,10 @@ impl Conversation {
             return Ok(self.parse_duplicate(header, flow, backend, &name));
         }
         let statement = Statement::intern(parse.definition, || Facts::of(parse.text));
+        if self.check == Check::No && self.may_check() && backend.prepared.touch(statement.id) {
+            return Ok(self.ask(&statement, flow));
+        }
+        self.check = Check::No;
         if !self.names.insert(&name, Arc::clone(&statement)) {
             // Without a name of its own it cannot be bound on another backend; this one knows it.
             self.sent(&Facts::default());
@@ -273,6 +277,27 @@ impl Conversation {
             self.has_now(id, flow, backend);
         }
         Ok(self.move_on(header, flow, Fate::Skip))
+    }
+
+    /// Whether a question of ours can be put in here: it ends in a Sync of its own, and an error in it must not
+    /// touch a transaction.
+    fn may_check(&self) -> bool {
+        self.ledger.is_empty() && self.status == TransactionStatus::Idle && self.skipping == Skipping::No
+    }
+
+    /// See [`Check`].
+    fn ask(&mut self, statement: &Statement, flow: &mut Flow) -> Step {
+        flow.insert(|out| {
+            put_frame(out, tag::DESCRIBE, |out| {
+                out.push(b'S');
+                out.extend_from_slice(&statement.name);
+            });
+            put_frame(out, tag::SYNC, |_| {});
+        });
+        self.ledger.owe(Owed::Check(statement.id));
+        self.ledger.owe(Owed::CheckSync);
+        self.check = Check::Asked;
+        Step::Stop(Outbound::Blocked)
     }
 
     /// A name that is taken: the server itself shall refuse it, which also fails the transaction.
@@ -429,8 +454,10 @@ impl Conversation {
         match target {
             Target::Statement(b"") if header.tag == tag::DESCRIBE => self.use_unnamed(flow, backend),
             Target::Statement(b"") => {
-                self.names.clear_unnamed();
+                self.names.close_unnamed();
                 backend.unnamed = None;
+                self.ledger.owe(Owed::CloseUnnamed);
+                return Ok(self.move_on(header, flow, Fate::Pass));
             }
             Target::Statement(name) if header.tag == tag::CLOSE => {
                 let name: Box<[u8]> = name.into();
