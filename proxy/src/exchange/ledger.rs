@@ -111,6 +111,12 @@ impl Ledger {
         Some(owed)
     }
 
+    /// Whether there is anything for [`Ledger::settle_ours`], now or later.
+    #[inline]
+    pub fn has_ours(&self) -> bool {
+        self.ours > 0
+    }
+
     /// As [`Ledger::settle`], if the front is ours to answer.
     #[inline]
     pub fn settle_ours(&mut self) -> Option<Owed> {

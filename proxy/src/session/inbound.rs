@@ -75,6 +75,12 @@ impl Conversation {
     /// Gives the answers at the front of the ledger that are ours to give.
     #[inline]
     pub fn give_local_answers(&mut self, flow: &mut Flow) {
+        if self.ledger.has_ours() {
+            self.give_answers_of_ours(flow);
+        }
+    }
+
+    fn give_answers_of_ours(&mut self, flow: &mut Flow) {
         while let Some(owed) = self.ledger.settle_ours() {
             match owed {
                 Owed::ParseKnown(_) => {
