@@ -20,6 +20,7 @@ test:
 
 bench:
 	$(CARGO) build --release --package tidegate --package tidegate-benches
+	$(CARGO) bench --package tidegate-benches --bench frame --bench checkout
 	@exec $(TARGET)/release/pgbench-table --tidegate $(TARGET)/release/tidegate
 
 fmt:
