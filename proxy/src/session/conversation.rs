@@ -208,6 +208,7 @@ impl Conversation {
         self.between_exchanges = false;
         self.barrier = Barrier::None;
         self.check = Check::No;
+        self.names.forget_pending();
         self.notes = Notes::default();
         self.pins = Pins::default();
     }

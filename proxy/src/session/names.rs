@@ -147,6 +147,12 @@ impl Names {
         }
     }
 
+    /// Nothing that is not answered yet will be.
+    pub fn forget_pending(&mut self) {
+        self.before.clear();
+        self.lent = HashSet::default();
+    }
+
     /// The session has no unnamed statement any more.
     pub fn clear_unnamed(&mut self) {
         self.serials += 1;
