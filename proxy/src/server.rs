@@ -1,8 +1,8 @@
 //! The running sidecar: what its threads share, and how it starts, reloads and stops.
 
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -10,6 +10,7 @@ use thiserror::Error;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::Semaphore;
+use tokio::task::JoinHandle;
 
 use crate::auth::scram::{KeyCache, SaltKey};
 use crate::auth::{ScramError, Secret, UserlistError};
@@ -379,7 +380,7 @@ pub fn run(config: Config, sources: &Sources) -> Result<(), ServerError> {
     let acceptors = Acceptors::start(&shared, listeners);
     tracing::info!(listen = addresses.join(", "), admin = %admin_address, "ready");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(tend(&shared, sources, &acceptors))
+    runtime.block_on(tend(&shared, sources, acceptors))
 }
 
 fn open_listeners(config: &Config) -> Result<Vec<Listener>, ServerError> {
@@ -390,26 +391,31 @@ fn open_listeners(config: &Config) -> Result<Vec<Listener>, ServerError> {
 }
 
 /// The tasks that accept; they end when told.
-struct Acceptors(Mutex<Vec<tokio::task::AbortHandle>>);
+struct Acceptors(Vec<JoinHandle<io::Result<()>>>);
 
 impl Acceptors {
     fn start(shared: &Arc<Shared>, listeners: Vec<Listener>) -> Self {
         let spawn = |listener: Listener| {
             let task = listener.run(Arc::clone(shared));
-            shared.workers.first().map(|worker| worker.handle.spawn(task).abort_handle())
+            shared.workers.first().map(|worker| worker.handle.spawn(task))
         };
-        Self(Mutex::new(listeners.into_iter().filter_map(spawn).collect()))
+        Self(listeners.into_iter().filter_map(spawn).collect())
     }
 
-    fn stop(&self) {
-        for acceptor in self.0.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+    /// Closes the sockets and removes their files.
+    async fn stop(self) {
+        for acceptor in &self.0 {
             acceptor.abort();
+        }
+        for acceptor in self.0 {
+            // Over once the task is dropped, and with it the socket.
+            let _ = acceptor.await;
         }
     }
 }
 
 /// Sweeps, and obeys signals, until the end.
-async fn tend(shared: &Arc<Shared>, sources: &Sources, acceptors: &Acceptors) -> Result<(), ServerError> {
+async fn tend(shared: &Arc<Shared>, sources: &Sources, acceptors: Acceptors) -> Result<(), ServerError> {
     let mut hangup = signal(SignalKind::hangup())?;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -419,7 +425,7 @@ async fn tend(shared: &Arc<Shared>, sources: &Sources, acceptors: &Acceptors) ->
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
-    acceptors.stop();
+    acceptors.stop().await;
     let deadline = shared.config.load().timeouts.drain;
     tokio::select! {
         () = shared.drain(deadline) => {}

@@ -14,6 +14,7 @@ pub mod outbound;
 mod recover;
 pub mod registry;
 pub mod relay;
+mod renaming;
 pub(crate) mod settle;
 
 use std::future::{Future, poll_fn};
