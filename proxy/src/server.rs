@@ -408,8 +408,8 @@ impl Acceptors {
             acceptor.abort();
         }
         for acceptor in self.0 {
-            // Over once the task is dropped, and with it the socket.
-            let _ = acceptor.await;
+            // Over once the task is dropped, and with it the socket; a worker that is stuck is not waited for.
+            let _ = tokio::time::timeout(Duration::from_secs(1), acceptor).await;
         }
     }
 }
