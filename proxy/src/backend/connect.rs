@@ -461,8 +461,3 @@ impl Handshake {
         }
     }
 }
-
-/// The value of a reported parameter, as text.
-pub fn reported<'a>(reported: &'a BTreeMap<Box<str>, Box<[u8]>>, name: &str) -> Option<&'a str> {
-    reported.get(name).and_then(|value| std::str::from_utf8(value).ok())
-}

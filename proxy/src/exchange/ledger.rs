@@ -143,12 +143,6 @@ impl Ledger {
             .count()
     }
 
-    /// Whether the last message leaves the server waiting for a Sync.
-    pub fn wants_sync(&self) -> bool {
-        let last = self.owed.iter().rev().find(|owed| !matches!(owed, Owed::CopyEnd));
-        !matches!(last, None | Some(Owed::Query | Owed::FunctionCall | Owed::Sync | Owed::LocalQuery(_)))
-    }
-
     /// The server started to take COPY data for the message at the front: every Sync that it was sent before
     /// the end of that data is ignored ("COPY Operations" in the protocol's documentation).
     ///
@@ -194,17 +188,5 @@ mod tests {
 
         assert!(matches!(ledger.owed.make_contiguous(), [Owed::Execute, Owed::CopyEnd, Owed::Sync]));
         assert_eq!(ledger.ready_owed(), 1);
-    }
-
-    #[test]
-    fn pipeline_without_sync_is_noticed() {
-        // A backend drained without its Sync would never say that it is ready.
-        let mut ledger = Ledger::default();
-        assert!(!ledger.wants_sync());
-        ledger.owe(Owed::Sync);
-        ledger.owe(Owed::Bind(None));
-        assert!(ledger.wants_sync());
-        ledger.owe(Owed::Query);
-        assert!(!ledger.wants_sync());
     }
 }

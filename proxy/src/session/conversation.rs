@@ -171,11 +171,6 @@ impl Conversation {
         self.inbound.left > 0 && self.inbound.fate == Fate::Pass
     }
 
-    /// Whether the rest of the frame that the application is sending has to go somewhere.
-    pub fn request_is_torn(&self) -> bool {
-        self.outbound.left > 0
-    }
-
     /// Whether the server waits for COPY data.
     pub fn is_copying_in(&self) -> bool {
         self.copy_in == CopyIn::Taking

@@ -265,13 +265,6 @@ impl Registry {
     }
 }
 
-impl Registration {
-    /// The registry.
-    pub fn registry(&self) -> &Arc<Registry> {
-        &self.registry
-    }
-}
-
 impl Drop for Registration {
     fn drop(&mut self) {
         self.registry.lock().remove(&self.entry.process_id);
