@@ -10,11 +10,15 @@ use std::time::Instant;
 use criterion::{Criterion, criterion_group, criterion_main};
 use tidegate::auth::scram::KeyCache;
 use tidegate::backend::Connector;
+use tidegate::clock;
 use tidegate::config::{Config, Sources};
 use tidegate::pool::upstream::{Limits, enter_worker};
-use tidegate::pool::{Pool, PoolKey, Upstream, Waiter};
+use tidegate::pool::{Databases, Pool, PoolKey, Upstream};
+use tidegate::sql::Lane;
 use tidegate::stack::{Checkout, build};
 use tidegate_chaos::cluster::{Node, NodeOptions, Programs};
+use tidegate_layers::breaker::Outcome;
+use tidegate_layers::shed::Ask;
 use tower::Service as _;
 
 fn pool(address: String) -> Arc<Pool> {
@@ -26,12 +30,13 @@ fn pool(address: String) -> Arc<Pool> {
         tls: None,
         keys: Arc::new(KeyCache::new(16).expect("randomness")),
     };
-    let upstream = Arc::new(Upstream::new(connector, Limits::of(&config)));
+    let upstream =
+        Upstream::new(connector, &Limits::of(&config), &Arc::<Databases>::default(), &Arc::default());
     upstream.pool(PoolKey { database: "postgres".into(), user: "postgres".into(), replication: None })
 }
 
-fn checkout<'a>(pool: &'a Arc<Pool>, waiter: &'a Arc<Waiter>) -> Checkout<'a> {
-    Checkout { pool, waiter, worker: 0 }
+fn checkout(pool: &Arc<Pool>) -> Checkout<'_> {
+    Checkout { pool, lane: Lane::Read, ask: Ask::default(), now: clock::now(), worker: 0 }
 }
 
 fn benches(criterion: &mut Criterion) {
@@ -40,17 +45,44 @@ fn benches(criterion: &mut Criterion) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     enter_worker(0);
     let pool = pool(format!("127.0.0.1:{}", node.port()));
-    let waiter = Arc::new(Waiter::default());
     let mut stack = build();
 
     criterion.bench_function("checkout and give back", |bench| {
         bench.iter_custom(|rounds| {
             runtime.block_on(async {
                 // The first one opens the backend.
-                stack.call(checkout(&pool, &waiter)).await.expect("a backend").give_back();
+                stack.call(checkout(&pool)).await.expect("a backend").give_back();
                 let start = Instant::now();
                 for _ in 0..rounds {
-                    stack.call(checkout(&pool, &waiter)).await.expect("a backend").give_back();
+                    stack.call(checkout(&pool)).await.expect("a backend").give_back();
+                }
+                start.elapsed()
+            })
+        });
+    });
+
+    criterion.bench_function("checkout, guard and give back", |bench| {
+        bench.iter_custom(|rounds| {
+            runtime.block_on(async {
+                stack.call(checkout(&pool)).await.expect("a backend").give_back();
+                let guard = &pool.upstream.guard;
+                let start = Instant::now();
+                for _ in 0..rounds {
+                    // The real time is read once per turn of a worker: with one client, when the query comes and when
+                    // its answer does.
+                    clock::begin_turn();
+                    let lease = stack.at_once(checkout(&pool)).expect("an idle backend");
+                    let now = clock::now();
+                    let running = guard.begin(lease.slot.as_ref(), Lane::Read, now).expect("it is closed");
+                    if let Some(slot) = &lease.slot {
+                        slot.arm(clock::at_ms(now) + 5_000);
+                    }
+                    clock::begin_turn();
+                    guard.end(lease.slot.as_ref(), running, Outcome::Ok, clock::now());
+                    if let Some(slot) = &lease.slot {
+                        slot.disarm();
+                    }
+                    lease.give_back();
                 }
                 start.elapsed()
             })

@@ -1,5 +1,6 @@
 //! Programs that we start, watch and stop: each belongs to a [`Daemon`], which stops it when dropped.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::net::TcpListener;
 use std::os::unix::process::CommandExt as _;
@@ -106,6 +107,15 @@ impl RunAs {
         }
         Ok(())
     }
+}
+
+/// A command that runs `program` in a session of its own, as a service manager starts it. Where Linux shares the
+/// processors among sessions first (`sched_autogroup_enabled`, sched(7)), a proxy in the session of its load generator would
+/// have to share that one's part.
+pub fn service(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new("setsid");
+    command.arg(program);
+    command
 }
 
 /// A running program; stopped when dropped.

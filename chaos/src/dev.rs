@@ -151,7 +151,7 @@ fn start_cluster() -> Result<Behind, Error> {
         cluster.primary().sql(&format!("CREATE ROLE {name} SUPERUSER LOGIN"))?;
         cluster.primary().sql(&format!("CREATE DATABASE {name} OWNER {name}"))?;
     }
-    let standbys = cluster.standbys().iter().map(cluster::Node::url);
+    let standbys = cluster.standbys().iter().map(|standby| standby.url());
     let urls = std::iter::once(cluster.primary().url()).chain(standbys).collect();
     Ok(Behind { urls, user: "postgres".to_owned(), database: "postgres".to_owned(), _cluster: Some(cluster) })
 }
@@ -185,6 +185,10 @@ impl Sidecar {
         }
         // A process group of its own: Ctrl-C reaches us alone, and we stop things in order.
         command.current_dir(workdir.path()).stdin(Stdio::null()).process_group(0);
+        // Unless told otherwise: what is removed at the end is of no use to a later one.
+        if std::env::var_os("TIDEGATE_STATE_DIR").is_none() {
+            command.env("TIDEGATE_STATE_DIR", workdir.path().join("state"));
+        }
         let child = command.spawn().map_err(|source| Error::NoSidecar { program, source })?;
         Ok(Self { child, _workdir: workdir })
     }

@@ -184,3 +184,39 @@ fn one_backend_can_be_killed_and_strangers_cannot() {
     let now = || node.sql("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'");
     eventually("a new checkpointer", || now().is_ok_and(|pid| !pid.is_empty() && pid != before));
 }
+
+#[test]
+fn a_former_primary_follows_the_new_one_after_rewinding() {
+    // Without the rewind its own last write would keep it from streaming.
+    let node = NodeOptions::new(Programs::find().unwrap()).set("wal_log_hints", "on");
+    let options = ClusterOptions { node, standbys: 1, replication: Replication::Asynchronous };
+    let cluster = Cluster::start(&options).unwrap();
+    let (old, new) = (cluster.primary(), &cluster.standbys()[0]);
+    old.sql("CREATE TABLE t (id int)").unwrap();
+    eventually("the table is on the standby", || new.sql("SELECT count(*) FROM t").is_ok());
+    new.promote().unwrap();
+    old.sql("INSERT INTO t VALUES (1)").unwrap();
+    new.sql("INSERT INTO t VALUES (2)").unwrap();
+
+    old.kill().unwrap();
+    old.rewind(new).unwrap();
+
+    eventually("it streams", || new.sql("SELECT count(*) FROM pg_stat_replication").unwrap() == "1");
+    eventually("it has the new row alone", || old.sql("SELECT id FROM t").unwrap() == "2");
+}
+
+#[test]
+fn a_fresh_copy_replaces_what_was_there() {
+    // A folder that was only started again would still have its own timeline.
+    let node = NodeOptions::new(Programs::find().unwrap());
+    let options = ClusterOptions { node, standbys: 1, replication: Replication::Asynchronous };
+    let cluster = Cluster::start(&options).unwrap();
+    let (primary, standby) = (cluster.primary(), &cluster.standbys()[0]);
+    standby.promote().unwrap();
+    standby.stop(StopMode::Fast).unwrap();
+
+    standby.reclone(primary).unwrap();
+
+    assert_eq!(standby.sql("SELECT pg_is_in_recovery()").unwrap(), "t");
+    cluster.wait_streaming(1).unwrap();
+}

@@ -1,4 +1,4 @@
-//! The command line: `tidegate [run]`, `tidegate check`.
+//! The command line: `tidegate [run]`, `tidegate check`, `tidegate import`, `tidegate status`.
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::{Config, ConfigErrors, ListenAddress, Password, Sources};
+use crate::import;
 
 /// What the process was asked to do.
 #[derive(Debug, Clone)]
@@ -17,6 +18,10 @@ pub enum Command {
     Run(Options),
     /// Explain the configuration, and stop.
     Check(Options),
+    /// Translate a configuration of PgBouncer's.
+    Import(import::Options),
+    /// Show the state of a running sidecar.
+    Status(Options, StatusOptions),
 }
 
 /// The flags that all commands share.
@@ -39,6 +44,17 @@ pub struct Options {
     pub log_format: Option<LogFormat>,
 }
 
+/// The flags of `tidegate status`.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct StatusOptions {
+    /// Show it again each second, until interrupted
+    #[arg(long)]
+    pub watch: bool,
+    /// Print the document as JSON, as /status has it
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// See [`Options::log_format`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
@@ -58,12 +74,17 @@ struct Cli {
     options: Options,
 }
 
-#[derive(Clone, Copy, Subcommand)]
+#[derive(Clone, Subcommand)]
 enum Name {
     /// Serve (the default)
     Run,
     /// Explain every problem and the sizes; exit 0 when good, 2 when not
     Check,
+    /// Print a tidegate.toml made from PgBouncer's configuration file; exit 0 when check would accept it
+    Import(import::Options),
+    /// Show the state of a running sidecar; exit 0 when both lanes are served, 3 when one is not, 1 when it
+    /// cannot be asked
+    Status(StatusOptions),
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the signature of a clap value parser")]
@@ -93,6 +114,8 @@ impl From<Cli> for Command {
         match cli.command {
             None | Some(Name::Run) => Self::Run(cli.options),
             Some(Name::Check) => Self::Check(cli.options),
+            Some(Name::Import(import)) => Self::Import(import),
+            Some(Name::Status(status)) => Self::Status(cli.options, status),
         }
     }
 }
@@ -209,7 +232,8 @@ mod tests {
     fn options(arguments: &[&str]) -> Options {
         let all = std::iter::once("tidegate").chain(arguments.iter().copied());
         match parse_from(all).unwrap() {
-            Command::Run(options) | Command::Check(options) => options,
+            Command::Run(options) | Command::Check(options) | Command::Status(options, _) => options,
+            Command::Import(_) => panic!("it has no such options"),
         }
     }
 

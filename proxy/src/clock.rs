@@ -1,6 +1,10 @@
-//! A clock that costs one load to read: good to 10 ms, the period of the sweep that moves it. Deadlines in
-//! seconds need no better one, and reading the real one at each exchange is not free.
+//! Clocks that cost a load to read: reading the real one several times for each exchange is not free.
+//!
+//! [`now_ms`] is good to 10 ms, the period of the sweep that moves it, which is enough for deadlines in seconds.
+//! [`now`] is the real time as of the worker's last look at its sockets: what happens in between has come with that
+//! look.
 
+use std::cell::Cell;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -14,9 +18,65 @@ pub fn now_ms() -> u64 {
     NOW_MS.load(Ordering::Relaxed)
 }
 
+/// The time of a worker's turn, and the coarse time when it was read.
+#[derive(Debug, Clone, Copy)]
+enum Turn {
+    /// Not a worker's thread: time is always read.
+    None,
+    /// Not read in this turn.
+    Unread,
+    Read {
+        at: tokio::time::Instant,
+        /// The same on the clock.
+        at_ms: u64,
+        /// What the coarse clock said.
+        coarse_ms: u64,
+    },
+}
+
+thread_local! {
+    static TURN: Cell<Turn> = const { Cell::new(Turn::None) };
+}
+
+/// A worker has looked at its sockets.
+pub fn begin_turn() {
+    TURN.set(Turn::Unread);
+}
+
+/// The time as of this turn of the worker; on other threads, of now. A turn that takes longer than a tick of the
+/// coarse clock reads it again.
+#[inline]
+pub fn now() -> tokio::time::Instant {
+    match TURN.get() {
+        Turn::Read { at, coarse_ms, .. } if coarse_ms == now_ms() => at,
+        turn => read(turn),
+    }
+}
+
+fn read(turn: Turn) -> tokio::time::Instant {
+    let at = tokio::time::Instant::now();
+    if !matches!(turn, Turn::None) {
+        TURN.set(Turn::Read { at, at_ms: since_origin(at), coarse_ms: now_ms() });
+    }
+    at
+}
+
 /// Brings the clock up to date.
 pub fn tick() {
     NOW_MS.store(millis(ORIGIN.elapsed()), Ordering::Relaxed);
+}
+
+/// A point in time on this clock.
+#[inline]
+pub fn at_ms(instant: tokio::time::Instant) -> u64 {
+    match TURN.get() {
+        Turn::Read { at, at_ms, .. } if at == instant => at_ms,
+        _ => since_origin(instant),
+    }
+}
+
+fn since_origin(instant: tokio::time::Instant) -> u64 {
+    millis(instant.into_std().saturating_duration_since(*ORIGIN))
 }
 
 /// How long ago `then_ms` was.
@@ -25,6 +85,34 @@ pub fn since(then_ms: u64) -> Duration {
 }
 
 /// A duration in whole milliseconds.
+#[inline]
 pub fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    // Without the 128 bits of `Duration::as_millis`.
+    duration.as_secs().saturating_mul(1000).saturating_add(u64::from(duration.subsec_millis()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn time_stands_still_within_a_turn_of_a_worker_only() {
+        // Reading it each time is what the turn is to save; a thread that has no turns would stop the time for good.
+        let next = |before| {
+            while tokio::time::Instant::now() == before {}
+            now()
+        };
+        let before = now();
+        assert_ne!(next(before), before);
+
+        begin_turn();
+        let turn = now();
+        let ticked = now_ms();
+        assert!(
+            next(turn) == turn || now_ms() != ticked,
+            "nothing but a tick of the coarse clock ends a turn"
+        );
+        begin_turn();
+        assert_ne!(next(turn), turn);
+    }
 }

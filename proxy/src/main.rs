@@ -4,12 +4,14 @@ use std::process::ExitCode;
 
 use tidegate::cli::{self, Command, Options};
 use tidegate::config::Config;
-use tidegate::{server, telemetry};
+use tidegate::{import, server, status, telemetry};
 
 fn main() -> ExitCode {
     match cli::parse() {
         Command::Run(options) => run(&options),
         Command::Check(options) => cli::check(&options),
+        Command::Import(options) => import::run(&options.file),
+        Command::Status(options, how) => status::client::run(&options, how),
     }
 }
 

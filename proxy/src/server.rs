@@ -1,36 +1,53 @@
 //! The running sidecar: what its threads share, and how it starts, reloads and stops.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use thiserror::Error;
+use tidegate_layers::shed::Ask;
 use tokio::runtime::Handle;
 use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 
+use crate::alerts::Alerts;
 use crate::auth::scram::{KeyCache, SaltKey};
 use crate::auth::{ScramError, Secret, UserlistError};
-use crate::backend::Connector;
+use crate::backend::{Connector, Login};
 use crate::config::{Config, ListenTlsMode, Sources, UpstreamAddress, reload_refusals};
+use crate::console::{Order, Ties};
+use crate::discovery::RecordError;
+use crate::exchange::facts::Reach;
+use crate::failover::{self, Failover, Told};
 use crate::frontend::listener::Listener;
 use crate::frontend::secrets::Secrets;
+use crate::guard::{Logins, Reporters};
+use crate::journal::{Decision, Journal, Kind};
+use crate::pool::routes::Policy;
 use crate::pool::upstream::{Limits, enter_worker};
-use crate::pool::{PoolKey, Routes, Upstream, Waiter};
-use crate::session::registry::{Phase, Registry, Signal};
+use crate::pool::{Databases, PoolKey, Routes, Upstream};
+use crate::session::policy::Policies;
+use crate::session::registry::{Registry, Signal};
+use crate::sql::Lane;
+use crate::state_dir::StateDir;
+use crate::status::board::Board;
+use crate::sweep;
 use crate::tls::{ClientTls, ServerTls, TlsError};
+use crate::watchdog::{Watchdog, Who, systemd};
 
-/// Period of the sweep that refuses waiters whose time is over and moves the clock.
-const SWEEP: Duration = Duration::from_millis(10);
-/// Sweeps between two looks at idle backends and idle sessions.
-const SWEEPS_PER_ROUND: u32 = 25;
 /// Keys derived from passwords that are remembered.
 const KEYS_KEPT: usize = 1024;
 /// Questions of `auth_query` at the same time.
 const AUTH_QUERIES: usize = 4;
+
+/// While sessions are drained, how often it is looked whether they have gone.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
+
+/// How long the process waits at its end for alerts that are being sent; what is left is sent at the next start.
+const LAST_ALERTS: Duration = Duration::from_millis(500);
 
 /// Polls of sessions between two looks at the sockets while there is work. Each look is a system call; a batch
 /// of events is over long before.
@@ -45,16 +62,44 @@ pub struct Shared {
     pub registry: Arc<Registry>,
     /// Which server serves.
     pub routes: Arc<Routes>,
+    /// Which terms sessions have.
+    pub policies: Arc<Policies>,
     /// What we know of users.
     pub secrets: ArcSwap<Secrets>,
+    /// All databases.
+    pub databases: Arc<Databases>,
+    /// What ties the admin console to the other threads.
+    pub ties: Ties,
     /// TLS towards applications.
     pub tls: ArcSwapOption<ServerTls>,
     /// Salts of verifiers that we make.
     pub salts: Arc<SaltKey>,
+    /// What was decided.
+    pub journal: Arc<Journal>,
+    /// Who is told.
+    pub alerts: Alerts,
+    /// Whether we make progress.
+    pub watchdog: Arc<Watchdog>,
     keys: Arc<KeyCache>,
     auth_queries: Semaphore,
     workers: Vec<Worker>,
     draining: AtomicBool,
+    /// What the control plane keeps.
+    pub board: Board,
+    /// The control thread's runtime.
+    control: OnceLock<Handle>,
+    /// Who asks our own questions.
+    logins: Arc<Logins>,
+    /// What finds out who is the primary.
+    failover: OnceLock<Failover>,
+}
+
+/// A configuration of which everything that can fail is done.
+struct Ready {
+    config: Config,
+    secrets: Secrets,
+    tls: Option<ServerTls>,
+    connectors: Vec<Connector>,
 }
 
 /// A data worker.
@@ -111,16 +156,36 @@ pub enum ServerError {
     /// No upstream is configured.
     #[error("no upstream is configured")]
     NoUpstream,
+    /// What was remembered of the cluster cannot be read.
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    /// Alerts cannot be sent.
+    #[error(transparent)]
+    Alerts(#[from] crate::alerts::StartError),
 }
 
 impl Shared {
     fn new(config: Config, workers: Vec<Worker>) -> Result<Self, ServerError> {
         let keys = Arc::new(KeyCache::new(KEYS_KEPT)?);
-        let mut upstreams = upstreams(&config, &keys)?.into_iter();
-        let primary = upstreams.next().ok_or(ServerError::NoUpstream)?;
+        let databases = Arc::default();
+        let logins = Arc::default();
+        let upstreams = upstreams(&config, &keys, &databases, &logins)?;
+        if upstreams.is_empty() {
+            return Err(ServerError::NoUpstream);
+        }
+        let watchdog = Watchdog::new(workers.len(), config.watchdog);
+        let folder = Arc::new(StateDir::new(&config.state_dir));
         Ok(Self {
+            journal: Journal::start(Arc::clone(&folder))?,
+            alerts: Alerts::start(&config.alerts, folder, Arc::clone(&watchdog))?,
+            watchdog,
             registry: Arc::default(),
-            routes: Arc::new(Routes::new(primary, upstreams)),
+            databases,
+            ties: Ties::default(),
+            routes: Arc::new(Routes::new(upstreams, Policy::of(&config))),
+            logins,
+            failover: OnceLock::new(),
+            policies: Arc::new(Policies::new(&config)),
             secrets: ArcSwap::from_pointee(Secrets::load(&config)?),
             tls: ArcSwapOption::from(server_tls(&config)?.map(Arc::new)),
             salts: Arc::new(SaltKey::new()?),
@@ -128,8 +193,24 @@ impl Shared {
             auth_queries: Semaphore::new(AUTH_QUERIES),
             workers,
             draining: AtomicBool::new(false),
+            board: Board::default(),
+            control: OnceLock::new(),
             config: ArcSwap::from_pointee(config),
         })
+    }
+
+    /// Lets all threads count, and starts the watchdog.
+    fn watch(&self, main: &Handle) -> io::Result<()> {
+        for worker in &self.workers {
+            worker.handle.spawn(Arc::clone(&self.watchdog).tick(Who::Worker(worker.index)));
+        }
+        main.spawn(Arc::clone(&self.watchdog).tick(Who::Main));
+        self.watchdog.start(self.alerts.clone(), Arc::clone(&self.journal))
+    }
+
+    /// The data workers.
+    pub fn workers(&self) -> &[Worker] {
+        &self.workers
     }
 
     /// The worker with the fewest sessions.
@@ -144,12 +225,31 @@ impl Shared {
         local || self.config.load().listen.addresses.iter().all(crate::config::ListenAddress::is_local)
     }
 
-    /// Whether sessions can be served.
+    /// Whether we were told to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Whether a lane can be served.
     ///
     /// # Errors
     /// Why not.
-    pub fn readiness(&self) -> Result<(), &'static str> {
-        if self.draining.load(Ordering::Relaxed) { Err("draining") } else { Ok(()) }
+    pub fn readiness(&self, lane: Lane) -> Result<(), String> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err("draining".to_owned());
+        }
+        let reach = match lane {
+            Lane::Read => Reach::Anywhere,
+            Lane::Write => Reach::Primary,
+        };
+        let upstream = self.routes.route(reach, None, tokio::time::Instant::now());
+        let upstream = upstream.map_err(|why| format!("{}s are refused: {why}", lane.word()))?;
+        let standing = upstream.guard.standing(lane);
+        if standing.phase.admits() {
+            return Ok(());
+        }
+        let cause = standing.cause.as_ref().map_or("unknown", |diagnosis| diagnosis.cause.word());
+        Err(format!("{}s are refused, cause={cause}", lane.word()))
     }
 
     /// Asks PostgreSQL for the secret of a user, as the user in `[cluster]`.
@@ -169,10 +269,11 @@ impl Shared {
         };
         let pool = self.routes.primary().pool(key);
         pool.set_credential(self.secrets.load().credential(cluster_user));
-        let waiter = Arc::new(Waiter::default());
         let asked = async {
-            let mut lease =
-                pool.acquire(&waiter, worker).await.map_err(|refusal| refusal.reason().to_owned())?;
+            let mut lease = pool
+                .acquire(Lane::Read, Ask::default(), worker)
+                .await
+                .map_err(|refusal| refusal.reason().to_owned())?;
             let none = crate::backend::Settings::none();
             crate::session::settle::bring(&mut lease, &none).await.map_err(|refused| refused.words().1)?;
             let rows = lease.query_with(query, &[user]).await.map_err(|error| error.to_string())?;
@@ -191,24 +292,84 @@ impl Shared {
         }
     }
 
-    /// Takes a new configuration over, all or nothing.
-    fn reload(&self, sources: &Sources) {
-        match self.try_reload(sources) {
-            Ok(warnings) => {
-                for warning in warnings {
+    /// From now on the guards of all upstreams are watched, on the control thread.
+    fn take_control(&self, control: Handle) {
+        self.routes.resolver.run_on(control.clone());
+        let control = self.control.get_or_init(|| control);
+        self.board.orders.apply(&self.routes);
+        if let Some(worker) = self.workers.first() {
+            for upstream in self.routes.upstreams() {
+                let (journal, alerts) = (Arc::clone(&self.journal), self.alerts.clone());
+                upstream.guard.report_to(Reporters { journal, alerts });
+                upstream.watch(control, &worker.handle);
+            }
+        }
+        self.introduce();
+    }
+
+    /// From now on it is found out who is the primary.
+    fn discover(&self) -> Result<(), ServerError> {
+        let Some(control) = self.control.get() else { return Ok(()) };
+        let settings = failover::settings(&self.config.load())?;
+        let told = Told { journal: Arc::clone(&self.journal), alerts: self.alerts.clone() };
+        let failover = Failover::start(settings, control, &self.routes, Arc::clone(&self.logins), told);
+        // There is one start.
+        let _ = self.failover.set(failover);
+        Ok(())
+    }
+
+    /// Tells the guards of all upstreams who asks our own questions.
+    fn introduce(&self) {
+        let config = self.config.load();
+        let secrets = self.secrets.load();
+        let login = config.cluster.user.as_ref().map(|user| {
+            Arc::new(Login {
+                user: user.clone(),
+                database: config.cluster.database.clone(),
+                replication: None,
+                application_name: None,
+                credential: secrets.credential(user),
+            })
+        });
+        self.logins.cluster.store(login);
+    }
+
+    /// Takes a new configuration over, all or nothing. The journal has it first.
+    async fn reload(&self, sources: &Sources) -> Result<Vec<String>, Vec<String>> {
+        let decision = Decision::new(Kind::Configuration);
+        match self.prepare(sources).await {
+            Ok(ready) => {
+                let evidence = format!("read anew, with {} warning(s)", ready.config.warnings.len());
+                self.journal.record(decision.change("old", "new").evidence(&evidence)).settled().await;
+                let warnings = ready.config.warnings.clone();
+                for warning in &warnings {
                     tracing::warn!("{warning}");
                 }
+                self.put_in_force(ready);
                 tracing::info!("configuration reloaded");
+                Ok(warnings)
             }
             Err(reasons) => {
-                for reason in reasons {
+                let decision = decision.change("old", "old").evidence(&reasons.join("; "));
+                self.journal.record(decision).forget();
+                for reason in &reasons {
                     tracing::error!("configuration not reloaded: {reason}");
                 }
+                Err(reasons)
             }
         }
     }
 
-    fn try_reload(&self, sources: &Sources) -> Result<Vec<String>, Vec<String>> {
+    /// Everything that can fail; discovery has the new list of upstreams then.
+    async fn prepare(&self, sources: &Sources) -> Result<Ready, Vec<String>> {
+        let ready = self.try_reload(sources)?;
+        if let Some(failover) = self.failover.get() {
+            failover.reload(&ready.config).await.map_err(|refused| vec![refused.to_string()])?;
+        }
+        Ok(ready)
+    }
+
+    fn try_reload(&self, sources: &Sources) -> Result<Ready, Vec<String>> {
         let one = |error: &dyn std::error::Error| vec![describe(error)];
         let new = Config::load(sources)
             .map_err(|errors| errors.problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
@@ -220,78 +381,38 @@ impl Shared {
         let secrets = Secrets::load(&new).map_err(|error| one(&error))?;
         let tls = server_tls(&new).map_err(|error| one(&error))?;
         let connectors = connectors(&new, &self.keys).map_err(|error| one(&error))?;
+        Ok(Ready { config: new, secrets, tls, connectors })
+    }
+
+    fn put_in_force(&self, ready: Ready) {
+        let Ready { config, secrets, tls, connectors } = ready;
         self.secrets.store(Arc::new(secrets));
         self.tls.store(tls.map(Arc::new));
-        self.take_over(connectors, Limits::of(&new), old.cluster.upstreams == new.cluster.upstreams);
-        let warnings = new.warnings.clone();
-        self.config.store(Arc::new(new));
-        Ok(warnings)
+        self.take_over(connectors, &config);
+        self.policies.replace(&config);
+        self.alerts.reload(&config.alerts);
+        self.watchdog.reload(config.watchdog);
+        self.config.store(Arc::new(config));
+        self.introduce();
     }
 
-    fn take_over(&self, connectors: Vec<Connector>, limits: Limits, same: bool) {
-        let current = self.routes.upstreams();
-        if same {
-            for (upstream, connector) in current.iter().zip(connectors) {
-                upstream.reload(connector, limits);
-            }
-            return;
-        }
-        let mut upstreams = connectors.into_iter().map(|connector| {
+    fn take_over(&self, connectors: Vec<Connector>, config: &Config) {
+        let (current, limits) = (self.routes.upstreams(), Limits::of(config));
+        let upstreams = connectors.into_iter().map(|connector| {
             let name = connector.address.to_string();
-            match current.iter().find(|upstream| upstream.name == name) {
+            match current.iter().find(|upstream| *upstream.name == *name) {
                 Some(upstream) => {
-                    upstream.reload(connector, limits);
+                    upstream.reload(connector, &limits);
                     Arc::clone(upstream)
                 }
-                None => Arc::new(Upstream::new(connector, limits)),
+                None => Upstream::new(connector, &limits, &self.databases, &self.logins),
             }
         });
-        if let Some(primary) = upstreams.next() {
-            tracing::info!(primary = %primary.name, "upstreams replaced");
-            self.routes.replace(primary, upstreams);
-        }
-    }
-
-    /// Refuses waiters, ends idle sessions, closes old backends.
-    async fn sweep(&self) {
-        let mut ticks = tokio::time::interval(SWEEP);
-        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut round = 0;
-        loop {
-            ticks.tick().await;
-            crate::clock::tick();
-            let now = Instant::now();
-            let upstreams = self.routes.tended();
-            for upstream in &upstreams {
-                for pool in upstream.pools() {
-                    pool.sweep_waiters(now);
-                }
-            }
-            round = (round + 1) % SWEEPS_PER_ROUND;
-            if round == 0 {
-                self.sweep_round(&upstreams);
-            }
-        }
-    }
-
-    fn sweep_round(&self, upstreams: &[Arc<Upstream>]) {
-        for upstream in upstreams {
-            for pool in upstream.pools() {
-                pool.sweep_idle();
-            }
-            upstream.drop_unused_pools();
-        }
-        self.routes.wind_down();
-        let timeouts = self.config.load().timeouts;
-        for entry in self.registry.all() {
-            let (phase, since) = entry.phase();
-            let limit = match phase {
-                Phase::Idle => timeouts.idle_session,
-                Phase::IdleInTransaction => timeouts.idle_in_transaction,
-                Phase::Login | Phase::Queued | Phase::Active => Duration::ZERO,
-            };
-            if limit > Duration::ZERO && crate::clock::since(since) > limit {
-                entry.signal(Signal::Overdue);
+        self.routes.replace(upstreams.collect(), Policy::of(config));
+        if self.config.load().cluster.upstreams != config.cluster.upstreams {
+            tracing::info!("upstreams replaced");
+            if let Some(control) = self.control.get() {
+                self.take_control(control.clone());
             }
         }
     }
@@ -304,12 +425,12 @@ impl Shared {
         while !self.registry.is_empty() && Instant::now() < end {
             // Repeated: a session may just have logged in.
             self.registry.signal_all(Signal::Drain);
-            tokio::time::sleep(SWEEP).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
         self.registry.signal_all(Signal::Kill);
         let end = Instant::now() + Duration::from_secs(1);
         while !self.registry.is_empty() && Instant::now() < end {
-            tokio::time::sleep(SWEEP).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }
@@ -337,9 +458,14 @@ fn connectors(config: &Config, keys: &Arc<KeyCache>) -> Result<Vec<Connector>, T
     Ok(config.cluster.upstreams.iter().map(connector).collect())
 }
 
-fn upstreams(config: &Config, keys: &Arc<KeyCache>) -> Result<Vec<Arc<Upstream>>, TlsError> {
+fn upstreams(
+    config: &Config,
+    keys: &Arc<KeyCache>,
+    databases: &Arc<Databases>,
+    logins: &Arc<Logins>,
+) -> Result<Vec<Arc<Upstream>>, TlsError> {
     let limits = Limits::of(config);
-    Ok(connectors(config, keys)?.into_iter().map(|c| Arc::new(Upstream::new(c, limits))).collect())
+    Ok(connectors(config, keys)?.into_iter().map(|c| Upstream::new(c, &limits, databases, logins)).collect())
 }
 
 fn server_tls(config: &Config) -> Result<Option<ServerTls>, TlsError> {
@@ -375,12 +501,37 @@ pub fn run(config: Config, sources: &Sources) -> Result<(), ServerError> {
         .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
         .map_err(|source| ServerError::Listen { address: admin.to_string(), source })?;
     let admin_address = admin.local_addr()?;
-    crate::telemetry::admin::start(admin, Arc::clone(&shared), exporter)?;
+    let control = crate::telemetry::admin::start(admin, Arc::clone(&shared), exporter)?;
+    shared.take_control(control);
+    shared.discover()?;
     let addresses: Vec<String> = listeners.iter().map(Listener::address).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Before anybody is told that we are here: who is told to stop right then must drain, not die.
+    let signals = runtime.block_on(async { Signals::catch() })?;
     let acceptors = Acceptors::start(&shared, listeners);
     tracing::info!(listen = addresses.join(", "), admin = %admin_address, "ready");
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(tend(&shared, sources, acceptors))
+    systemd::ready();
+    shared.watch(runtime.handle())?;
+    sweep::start(&shared, runtime.handle().clone())?;
+    runtime.block_on(tend(&shared, sources, acceptors, signals))
+}
+
+/// What the process can be told by its supervisor.
+struct Signals {
+    hangup: SignalStream,
+    terminate: SignalStream,
+    interrupt: SignalStream,
+}
+
+impl Signals {
+    /// From now on these signals do not end the process by themselves. Called within a runtime.
+    fn catch() -> io::Result<Self> {
+        Ok(Self {
+            hangup: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
 }
 
 fn open_listeners(config: &Config) -> Result<Vec<Listener>, ServerError> {
@@ -414,32 +565,65 @@ impl Acceptors {
     }
 }
 
-/// Sweeps, and obeys signals, until the end.
-async fn tend(shared: &Arc<Shared>, sources: &Sources, acceptors: Acceptors) -> Result<(), ServerError> {
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+/// Obeys signals and orders until the end.
+async fn tend(
+    shared: &Arc<Shared>,
+    sources: &Sources,
+    acceptors: Acceptors,
+    signals: Signals,
+) -> Result<(), ServerError> {
+    let Signals { mut hangup, mut terminate, mut interrupt } = signals;
+    let evidence = format!("version {}, process {}", env!("CARGO_PKG_VERSION"), std::process::id());
+    shared
+        .journal
+        .record(Decision::new(Kind::Process).change("starting", "serving").evidence(&evidence))
+        .forget();
     tokio::select! {
-        () = shared.sweep() => {}
         () = reload_on(&mut hangup, shared, sources) => {}
+        () = obey(shared, sources) => {}
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
     }
+    systemd::stopping();
+    let evidence = format!("told to stop, with {} sessions", shared.registry.len());
+    shared
+        .journal
+        .record(Decision::new(Kind::Process).change("serving", "draining").evidence(&evidence))
+        .settled()
+        .await;
     acceptors.stop().await;
     let deadline = shared.config.load().timeouts.drain;
     tokio::select! {
         () = shared.drain(deadline) => {}
-        () = shared.sweep() => {}
         _ = terminate.recv() => tracing::warn!("told twice, ending at once"),
         _ = interrupt.recv() => tracing::warn!("told twice, ending at once"),
     }
+    let evidence = format!("{} sessions were left", shared.registry.len());
+    shared
+        .journal
+        .record(Decision::new(Kind::Process).change("draining", "stopped").evidence(&evidence))
+        .settled()
+        .await;
+    shared.alerts.settle(LAST_ALERTS).await;
     tracing::info!("stopped");
     Ok(())
 }
 
 async fn reload_on(hangup: &mut SignalStream, shared: &Arc<Shared>, sources: &Sources) {
     while hangup.recv().await.is_some() {
-        shared.reload(sources);
+        // Its outcome is in the log.
+        let _ = shared.reload(sources).await;
+    }
+}
+
+/// Does what operators say in the console, until they say stop.
+async fn obey(shared: &Arc<Shared>, sources: &Sources) {
+    loop {
+        match shared.ties.next_order().await {
+            // A console that has left in the meantime needs no answer.
+            Order::Reload(answer) => drop(answer.send(shared.reload(sources).await)),
+            Order::Shutdown => return,
+        }
     }
 }
 
@@ -448,6 +632,7 @@ fn start_worker(index: usize) -> io::Result<Worker> {
         .enable_all()
         .event_interval(EVENT_INTERVAL)
         .global_queue_interval(EVENT_INTERVAL)
+        .on_thread_unpark(crate::clock::begin_turn)
         .build()?;
     let handle = runtime.handle().clone();
     std::thread::Builder::new().name(format!("tidegate-worker-{index}")).spawn(move || {

@@ -583,6 +583,26 @@ async fn a_server_that_dies_within_a_row_ends_the_session() {
 }
 
 #[tokio::test]
+async fn a_server_that_dies_within_the_end_of_a_command_is_told_of() {
+    // Half of CommandComplete used to be passed on, and then the end of the connection was all that could be said: the
+    // application was left to guess whether its write was made.
+    let (_server, mut proxy) = before(|mut backend| async move {
+        let complete = Replies::new().complete("INSERT 0 1");
+        backend.send(&complete.as_ref()[..9]).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        drop(backend);
+    })
+    .await;
+    let (mut app, mut other) = (session(&proxy).await, session(&proxy).await);
+
+    let reply = app.query("SELECT bad").await;
+
+    assert_eq!(reply.tags(), "EZ");
+    assert_eq!(value(&mut app, "SELECT 1").await, "good");
+    others_live(&mut proxy, &mut other).await;
+}
+
+#[tokio::test]
 async fn a_server_that_answers_garbage_is_left() {
     // Passing it on would put the driver out of step; believing its lengths would wait for ever, or take memory.
     let nonsense: [&'static [u8]; 4] = [

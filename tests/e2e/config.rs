@@ -170,14 +170,14 @@ async fn a_reload_changes_the_size_of_pools() {
 async fn a_reload_that_must_be_refused_changes_nothing() {
     // All or nothing: the good half of a bad file must not count. Each says why, and the sidecar goes on.
     const GOOD: &str = "listen.auth = \"trust\"\nlisten.address = \"@LISTEN@\"\npool.size = 1\n\
-                        timeouts.queue = \"300ms\"\n";
+                        timeouts.queue = \"300ms\"\nstate_dir = \"@DIR@/state\"\n";
     let mut bench = Bench::start_with(ProxyOptions::new(TIDEGATE).config(GOOD)).await;
     let (mut session, _) = bench.app().await;
     let larger = GOOD.replace("pool.size = 1", "pool.size = 3");
     let rows = [
         (larger.replace("@LISTEN@", "127.0.0.1:7999"), "listen.address"),
         (format!("{larger}workers = 7\n"), "workers"),
-        (format!("{larger}state_dir = \"/elsewhere\"\n"), "state_dir"),
+        (larger.replace("@DIR@/state", "/elsewhere"), "state_dir"),
         (format!("{larger}pool.nonsense = 1\n"), "pool.nonsense"),
         (format!("{larger}[torn"), "TOML"),
         (String::new(), "empty"),
@@ -289,6 +289,7 @@ async fn the_drain_ends_idle_sessions_and_lets_transactions_finish() {
         let end = app.expect_end().await;
         let problem = end.last().and_then(tidegate_tests::Message::problem).unwrap();
         assert_eq!((problem.severity(), problem.code()), ("FATAL", "57P01"));
+        assert_eq!(problem.detail_of("outcome"), Some("not_sent"));
     }
     // A statement that runs is no idle session: it ends by itself.
     assert_eq!(asleep.reply().await.tags(), "TDCZ");
@@ -302,6 +303,18 @@ async fn the_drain_ends_idle_sessions_and_lets_transactions_finish() {
     assert_eq!(end.last().and_then(tidegate_tests::Message::problem).unwrap().code(), "57P01");
     assert_eq!(status.code(), Some(0), "{}", bench.proxy.log());
     assert_eq!(shared_postgres().sql(&format!("SELECT count(*) FROM {table}")).unwrap(), "1");
+}
+
+#[tokio::test]
+async fn signals_are_obeyed_from_the_line_that_says_ready_on() {
+    // Seen on a busy machine: a SIGHUP right behind that line ended the process, as signals do that nobody waits for.
+    for _ in 0..8 {
+        let mut proxy = trusting("cluster.upstreams = [\"127.0.0.1:1\"]").start().await;
+        proxy.signal(Signal::HUP);
+        proxy.signal(Signal::TERM);
+        let status = proxy.wait_exit(PATIENCE).await;
+        assert_eq!(status.code(), Some(0), "{}", proxy.log());
+    }
 }
 
 #[tokio::test]
@@ -346,9 +359,37 @@ async fn the_drain_has_an_end() {
     let status = bench.proxy.wait_exit(PATIENCE).await;
 
     let took = start.elapsed();
-    assert_eq!(end.last().and_then(tidegate_tests::Message::problem).unwrap().code(), "57P01");
+    let problem = end.last().and_then(tidegate_tests::Message::problem).unwrap();
+    assert_eq!((problem.severity(), problem.code()), ("FATAL", "57P01"));
+    assert_eq!(problem.detail_of("reason"), Some("drain"));
+    assert_eq!(problem.detail_of("outcome"), Some("rolled_back"));
     assert!(took > Duration::from_millis(900) && took < Duration::from_secs(6), "{took:?}");
     assert_eq!(status.code(), Some(0), "{}", bench.proxy.log());
+}
+
+#[tokio::test]
+async fn a_write_that_the_end_of_the_drain_cuts_off_is_not_called_undone() {
+    // It may commit before the cancel arrives: whoever is told otherwise does it twice.
+    let mut bench = bench("timeouts.drain = \"500ms\"").await;
+    let (mut stuck, _) = bench.app().await;
+    let table = tidegate_tests::fresh_database();
+    stuck.query(&format!("CREATE TABLE {table} (a int)")).await;
+    let sql = format!("INSERT INTO {table} SELECT 1 FROM pg_sleep(60)");
+    stuck.send(Frames::new().query(&sql)).await;
+    let running =
+        format!("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query = '{sql}'");
+    wait_for(PATIENCE, "the statement runs", async || {
+        (shared_postgres().sql(&running).unwrap() != "0").then_some(())
+    })
+    .await;
+
+    bench.proxy.signal(Signal::TERM);
+    let end = stuck.expect_end().await;
+    bench.proxy.wait_exit(PATIENCE).await;
+
+    let problem = end.last().and_then(tidegate_tests::Message::problem).unwrap();
+    assert_eq!((problem.code(), problem.detail_of("reason")), ("57P01", Some("drain")));
+    assert_eq!(problem.detail_of("outcome"), Some("unknown"));
 }
 
 #[tokio::test]
@@ -367,4 +408,34 @@ async fn a_second_sigterm_ends_at_once() {
 
     within(Duration::from_secs(5), "the end", bench.proxy.wait_exit(PATIENCE)).await;
     stuck.expect_end().await;
+}
+
+#[test]
+fn a_signal_that_comes_as_soon_as_it_is_ready_is_obeyed() {
+    // Seen: handlers came after READY=1, and a supervisor that reloaded at once ended the process instead.
+    let folder = tempfile::tempdir().unwrap();
+    let (config, notify) = (folder.path().join("tidegate.toml"), folder.path().join("notify"));
+    let text = "state_dir = \"state\"\n[listen]\naddress = \"127.0.0.1:0\"\nauth = \"trust\"\n\
+                [admin]\naddress = \"127.0.0.1:0\"\n[cluster]\nupstreams = [\"127.0.0.1:1\"]\n";
+    std::fs::write(&config, text).unwrap();
+    let socket = std::os::unix::net::UnixDatagram::bind(&notify).unwrap();
+    socket.set_read_timeout(Some(PATIENCE)).unwrap();
+
+    for _ in 0..5 {
+        let mut command = std::process::Command::new(TIDEGATE);
+        command.args(["run", "--config"]).arg(&config).env("NOTIFY_SOCKET", &notify);
+        let mut child = command.stderr(std::process::Stdio::null()).spawn().unwrap();
+        let pid = rustix::process::Pid::from_raw(i32::try_from(child.id()).unwrap()).unwrap();
+        let mut heard = [0; 256];
+        let length = socket.recv(&mut heard).unwrap();
+        assert_eq!(String::from_utf8_lossy(&heard[..length]).trim(), "READY=1");
+
+        rustix::process::kill_process(pid, Signal::HUP).unwrap();
+        rustix::process::kill_process(pid, Signal::TERM).unwrap();
+
+        assert!(child.wait().unwrap().success());
+        socket.set_nonblocking(true).unwrap();
+        while socket.recv(&mut heard).is_ok() {}
+        socket.set_nonblocking(false).unwrap();
+    }
 }

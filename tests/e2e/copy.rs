@@ -11,7 +11,7 @@ use super::{bench, both, some};
 
 /// A pool of one backend: whatever COPY leaves behind hits the next session. And an empty table.
 async fn narrow() -> (Bench, String) {
-    let bench = bench("pool.size = 1").await;
+    let bench = bench("pool.size = 1\ntimeouts.write = \"150s\"\ntimeouts.read = \"150s\"").await;
     let table = fresh_database();
     shared_postgres().sql(&format!("CREATE TABLE {table} (a int PRIMARY KEY, b text)")).unwrap();
     (bench, table)
@@ -356,4 +356,51 @@ async fn copy_inside_a_transaction_keeps_the_backend_until_its_end() {
     assert_eq!(loaded.status(), Some('T'));
     assert_eq!(seen.value(), some("9"));
     all_is_well(&bench, &mut app, &table, 9).await;
+}
+
+/// A table, and a sidecar whose writes have a second.
+async fn hurried() -> (Bench, String) {
+    let bench = bench("timeouts.write = \"1s\"").await;
+    let table = fresh_database();
+    shared_postgres().sql(&format!("CREATE TABLE {table} (a int PRIMARY KEY, b text)")).unwrap();
+    (bench, table)
+}
+
+#[tokio::test]
+async fn a_copy_whose_data_flows_may_take_longer_than_a_write() {
+    // Seen: every load of more than timeouts.write was cancelled, since only what the server says counted as progress.
+    let (bench, table) = hurried().await;
+    let (mut app, _) = bench.app().await;
+
+    app.send(Frames::new().query(&copy_in(&table))).await;
+    app.expect(b'G').await;
+    for number in 0..12 {
+        app.send(Frames::new().copy_data(&rows(number..number + 1))).await;
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    let loaded = app.exchange(Frames::new().copy_done()).await;
+
+    assert_eq!((loaded.tags().as_str(), loaded.error()), ("CZ", None));
+    all_is_well(&bench, &mut app, &table, 12).await;
+}
+
+#[tokio::test]
+async fn a_copy_whose_application_falls_silent_is_known_to_be_undone() {
+    // Seen: 08007 and outcome=unknown, though nothing commits before the end of the data.
+    let (bench, table) = hurried().await;
+    let (mut app, _) = bench.app().await;
+
+    app.send(Frames::new().query(&copy_in(&table))).await;
+    app.expect(b'G').await;
+    app.send(Frames::new().copy_data(&rows(0..9))).await;
+    let reply = app.reply().await;
+
+    let problem = reply.error().unwrap();
+    assert_eq!((problem.severity(), problem.code()), ("ERROR", "57014"), "{problem:?}");
+    assert_eq!(problem.detail_of("reason"), Some("write_timeout"));
+    assert_eq!(problem.detail_of("outcome"), Some("rolled_back"));
+    assert_eq!(reply.status(), Some('I'));
+    // What a driver sends before it has read the error is data of a COPY that is over.
+    app.send(Frames::new().copy_data(&rows(9..10)).copy_done()).await;
+    all_is_well(&bench, &mut app, &table, 0).await;
 }

@@ -77,17 +77,17 @@ fn point(command: &mut Command, node: &Node, proxy: &Proxy, mode: Mode) {
         .env("TIDEGATE_TEST_SESSIONS", SESSIONS.to_string());
 }
 
-fn folder() -> PathBuf {
+pub(crate) fn folder() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/drivers")
 }
 
-fn installed() -> PathBuf {
+pub(crate) fn installed() -> PathBuf {
     let default = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/drivers");
     env::var_os("TIDEGATE_DRIVERS_DIR").map_or(default, PathBuf::from)
 }
 
 /// Installs the drivers unless they are there.
-async fn set_up() {
+pub(crate) async fn set_up() {
     let mut command = Command::new("bash");
     command.arg(folder().join("setup.sh")).stdin(Stdio::null()).kill_on_drop(true);
     let output = within(LIMIT, "the end of setup.sh", command.output()).await.unwrap();

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use tidegate_tests::{Problem, ScriptedApp, wait_until};
+use tidegate_tests::{Problem, ScriptedApp, keepalive_of, wait_until};
 
 use crate::rig::{Rig, SOON, run, sidecar, value};
 
@@ -12,6 +12,18 @@ async fn last_words(mut app: ScriptedApp) -> Problem {
     let errors: Vec<_> = messages.iter().filter(|message| message.tag == b'E').collect();
     assert_eq!(errors.len(), 1, "{messages:?}");
     errors[0].problem().unwrap()
+}
+
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_dead_application_is_noticed_within_a_minute() {
+    // One that lost its power sends no FIN, and the kernel by itself asks after two hours: its session, and in a
+    // transaction its locks, would be there all that time.
+    let rig = Rig::start(sidecar("")).await;
+    let mut app = rig.app().await;
+    run(&mut app, "SELECT 1").await;
+
+    assert!(keepalive_of(rig.proxy().address().port()).await <= Duration::from_secs(30));
 }
 
 #[tokio::test]
@@ -28,6 +40,7 @@ async fn an_idle_session_ends_with_57p05() {
     assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
     assert_eq!((problem.severity(), problem.code()), ("FATAL", "57P05"));
     assert_eq!(problem.detail_of("reason"), Some("idle_session"));
+    assert_eq!(problem.detail_of("outcome"), Some("rolled_back"));
 }
 
 #[tokio::test]

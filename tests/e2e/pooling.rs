@@ -254,7 +254,7 @@ async fn a_refused_pipeline_is_refused_once_per_sync() {
 #[tokio::test]
 async fn a_full_queue_refuses_at_once() {
     // Waiting for a place in a queue that is full helps nobody.
-    let config = format!("[pool]\nsize = 1\n[shed]\nqueue_max = 1\n{PATIENT}");
+    let config = format!("[pool]\nsize = 1\n{}", PATIENT.replace("[shed]\n", "[shed]\nqueue_max = 1\n"));
     let (rig, mut holder) = exhausted(&config).await;
     let (mut waiting, mut surplus) = (rig.app().await, rig.app().await);
     waiting.send(Frames::new().query("SELECT 1")).await;

@@ -13,8 +13,7 @@ use tokio_postgres::Client;
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// Waits so long that no deadline interferes with a test about something else.
-pub(crate) const PATIENT: &str =
-    "[timeouts]\nqueue = \"15s\"\nread = \"150s\"\nwrite = \"150s\"\ncommit = \"150s\"\nconnect = \"5s\"\n";
+pub(crate) const PATIENT: &str = "[shed]\ncodel_target = \"15s\"\ncodel_interval = \"15s\"\n[timeouts]\nqueue = \"15s\"\nread = \"150s\"\nwrite = \"150s\"\ncommit = \"150s\"\nconnect = \"5s\"\n";
 
 /// A sidecar that trusts loopback, with these sections of its configuration.
 pub(crate) fn sidecar(sections: &str) -> ProxyOptions {

@@ -100,6 +100,11 @@ impl Problem {
         self.field('D')
     }
 
+    /// HINT.
+    pub fn hint(&self) -> &str {
+        self.field('H')
+    }
+
     /// The value of `key=value` in DETAIL.
     pub fn detail_of(&self, key: &str) -> Option<&str> {
         self.detail().split_whitespace().find_map(|pair| pair.strip_prefix(key)?.strip_prefix('='))

@@ -114,6 +114,7 @@ pub struct Proxy {
     listen: PortLease,
     admin: PortLease,
     workdir: Workdir,
+    options: ProxyOptions,
     child: Child,
     pid: u32,
 }
@@ -131,14 +132,21 @@ impl Proxy {
         for (name, text) in &options.files {
             fs::write(workdir.path().join(name), places.fill(text)).expect("a file in the folder");
         }
-        let log = File::create(workdir.path().join("log")).expect("a log file");
-        let errors = log.try_clone().expect("a log file");
-        let mut command = Command::new(&options.binary);
-        command.args(arguments(&places)).envs(options.environment.iter().cloned());
-        command.current_dir(workdir.path()).stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
-        let child = command.spawn().unwrap_or_else(|error| panic!("{}: {error}", options.binary.display()));
+        File::create(workdir.path().join("log")).expect("a log file");
+        let child = start(&places, options, arguments(&places));
         let pid = child.id().expect("a process that was just started");
-        Self { listen, admin, workdir, child, pid }
+        Self { listen, admin, workdir, options: options.clone(), child, pid }
+    }
+
+    /// SIGKILL, and a new process with the same command line, folder and ports. Its log begins anew.
+    pub async fn kill_and_restart(&mut self) {
+        self.child.kill().await.expect("a running process");
+        fs::rename(self.dir().join("log"), self.dir().join("log.killed")).expect("a log file");
+        let places = Places { dir: self.dir(), listen: self.listen.port(), admin: self.admin.port() };
+        let child = start(&places, &self.options, places.arguments(&self.options));
+        self.pid = child.id().expect("a process that was just started");
+        self.child = child;
+        self.wait_ready().await;
     }
 
     /// It says so in its log; one that logs nothing is ready when it accepts.
@@ -281,6 +289,19 @@ impl Drop for Proxy {
 }
 
 const CONFIG: &str = "tidegate.toml";
+
+fn start(places: &Places<'_>, options: &ProxyOptions, arguments: Vec<String>) -> Child {
+    let log = File::options().append(true).create(true).open(places.dir.join("log")).expect("a log file");
+    let errors = log.try_clone().expect("a log file");
+    let mut command = Command::new(&options.binary);
+    if !options.config.as_ref().is_some_and(|config| config.contains("state_dir")) {
+        // The default is one folder for the whole machine.
+        command.env("TIDEGATE_STATE_DIR", places.dir.join("state"));
+    }
+    command.args(arguments).envs(options.environment.iter().map(|(name, value)| (name, places.fill(value))));
+    command.current_dir(places.dir).stdin(Stdio::null()).stdout(log).stderr(errors).process_group(0);
+    command.spawn().unwrap_or_else(|error| panic!("{}: {error}", options.binary.display()))
+}
 
 /// "ready" as a word of its own, not as part of "already", and not denied.
 fn says_ready(line: &str) -> bool {

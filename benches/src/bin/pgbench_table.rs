@@ -48,7 +48,8 @@ fn bench(args: &Args) -> Result<()> {
 
 /// The subjects asked for, or all that are installed.
 fn subjects(args: &Args, environment: &Environment) -> Result<Vec<Kind>> {
-    let asked = |kind: &Kind| args.subjects.is_empty() || args.subjects.contains(kind);
+    let by_itself = |kind: &Kind| args.subjects.is_empty() && *kind != Kind::Watched;
+    let asked = |kind: &Kind| by_itself(kind) || args.subjects.contains(kind);
     let (found, missing): (Vec<Kind>, Vec<Kind>) =
         Kind::ALL.into_iter().filter(asked).partition(|kind| kind.version(environment).is_some());
     for kind in &missing {

@@ -3,6 +3,7 @@
 mod haproxy;
 mod pgbouncer;
 mod tidegate;
+mod watcher;
 
 use std::path::Path;
 use std::process::Command;
@@ -13,9 +14,10 @@ use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use serde::Serialize;
 
+use self::watcher::Watcher;
 use crate::environment::Environment;
 use crate::plan::{Protocol, Row};
-use crate::process::{Daemon, find_program, free_port, version_of};
+use crate::process::{Daemon, find_program, free_port, service, version_of};
 use crate::session;
 use crate::usage::process_tree;
 
@@ -38,6 +40,8 @@ pub enum Kind {
     HaProxy,
     /// tidegate.
     Tidegate,
+    /// tidegate, scraped each second and with a dashboard open: what being watched costs. Only when asked for.
+    Watched,
 }
 
 /// What a row asks of a subject beyond being there.
@@ -71,11 +75,14 @@ pub struct Subject {
     /// What the reader of its figures must know.
     pub note: Option<String>,
     daemon: Option<Daemon>,
+    /// Looks at it all the time.
+    _watcher: Option<Watcher>,
 }
 
 impl Kind {
     /// All subjects, in the order of the tables.
-    pub const ALL: [Self; 5] = [Self::Direct, Self::Relay, Self::PgBouncer, Self::HaProxy, Self::Tidegate];
+    pub const ALL: [Self; 6] =
+        [Self::Direct, Self::Relay, Self::PgBouncer, Self::HaProxy, Self::Tidegate, Self::Watched];
 
     /// Name in tables and on the command line.
     pub fn name(self) -> &'static str {
@@ -85,6 +92,7 @@ impl Kind {
             Self::PgBouncer => "pgbouncer",
             Self::HaProxy => "haproxy",
             Self::Tidegate => "tidegate",
+            Self::Watched => "watched",
         }
     }
 
@@ -95,13 +103,14 @@ impl Kind {
             Self::Relay => Some(concat!("bare relay ", env!("CARGO_PKG_VERSION")).to_owned()),
             Self::PgBouncer => version_of(&find_program("pgbouncer")?, "--version"),
             Self::HaProxy => version_of(&find_program("haproxy")?, "-v"),
-            Self::Tidegate => version_of(&environment.tidegate, "--version"),
+            Self::Tidegate | Self::Watched => version_of(&environment.tidegate, "--version"),
         }
     }
 
     /// Starts it in front of the server and waits until a login through it succeeds.
     pub fn start(self, environment: &Environment, demand: Demand) -> Result<Subject> {
         let port = free_port()?;
+        let mut admin = None;
         let (mut command, note) = match self {
             Self::Direct => {
                 return Ok(Subject {
@@ -109,16 +118,22 @@ impl Kind {
                     port: environment.postgres.port(),
                     note: None,
                     daemon: None,
+                    _watcher: None,
                 });
             }
             Self::Relay => (relay(environment, port)?, None),
             Self::PgBouncer => pgbouncer::command(environment, port, demand)?,
             Self::HaProxy => (haproxy::command(environment, port)?, None),
-            Self::Tidegate => (tidegate::command(environment, port)?, None),
+            Self::Tidegate | Self::Watched => {
+                let (command, port) = tidegate::command(environment, port)?;
+                admin = Some(port);
+                (command, None)
+            }
         };
         let mut daemon = Daemon::spawn(self.name(), &mut command, environment.folder(), Signal::SIGTERM)?;
         daemon.wait_until_ready(|| session::log_in(port).map(drop))?;
-        Ok(Subject { kind: self, port, note, daemon: Some(daemon) })
+        let watcher = admin.filter(|_| self == Self::Watched).map(Watcher::start);
+        Ok(Subject { kind: self, port, note, daemon: Some(daemon), _watcher: watcher })
     }
 }
 
@@ -130,7 +145,7 @@ impl Subject {
 }
 
 fn relay(environment: &Environment, port: u16) -> Result<Command> {
-    let mut command = Command::new(std::env::current_exe().context("where is our own program?")?);
+    let mut command = service(std::env::current_exe().context("where is our own program?")?);
     command.args(["relay", "--listen", &format!("127.0.0.1:{port}")]);
     command.args(["--to", &format!("127.0.0.1:{}", environment.postgres.port())]);
     Ok(command)
@@ -139,7 +154,7 @@ fn relay(environment: &Environment, port: u16) -> Result<Command> {
 /// A command for a program that must be installed, run by the unprivileged user with its configuration file.
 fn unprivileged(environment: &Environment, name: &str, arguments: &[&str], file: &Path) -> Result<Command> {
     let program = find_program(name).with_context(|| format!("{name} is not installed"))?;
-    let mut command = Command::new(program);
+    let mut command = service(program);
     command.args(arguments).arg(file).current_dir(environment.folder());
     environment.run_as.apply(&mut command);
     Ok(command)

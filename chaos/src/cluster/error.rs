@@ -68,6 +68,14 @@ pub enum Error {
     /// When root, servers must run as somebody else.
     #[error("PostgreSQL refuses to run as root, and there is neither a user postgres nor a user nobody")]
     NoUser,
+    /// This machine, or this cluster, cannot do it.
+    #[error("{what} is not possible here: {why}")]
+    Unsupported {
+        /// What was asked.
+        what: String,
+        /// What is missing.
+        why: String,
+    },
     /// A file or process operation failed.
     #[error("{what}")]
     Io {

@@ -22,6 +22,7 @@ use super::processes::{self, ServerProcess};
 use super::programs::Programs;
 use super::settings::{self, NodeOptions, TlsFiles};
 use super::template;
+use super::wal::{self, WalStorage};
 use super::workdir::Workdir;
 
 /// Generous, for machines that do many things at once.
@@ -46,6 +47,7 @@ pub struct Node {
     state: Mutex<State>,
     /// Dropped before the state's child is: the reaper must not depend on anybody waiting.
     workdir: Workdir,
+    wal: WalStorage,
 }
 
 #[derive(Debug)]
@@ -67,10 +69,7 @@ impl Node {
     /// Creates a standby of this server and starts it; see [`super::Cluster`].
     pub fn start_standby_of(&self, options: &NodeOptions) -> Result<Self> {
         let node = Self::prepare(options, |standby| self.base_backup(standby))?;
-        let info =
-            format!("host=127.0.0.1 port={} user=postgres application_name={}", self.port(), node.name);
-        node.configure("primary_conninfo", &info)?;
-        node.write("standby.signal", "")?;
+        node.point_at(self)?;
         node.resume()?;
         Ok(node)
     }
@@ -83,8 +82,10 @@ impl Node {
         settings.extend(options.settings.clone());
         let state = Mutex::new(State { postmaster: None, settings });
         let programs = options.programs.clone();
-        let node = Self { name: options.name.clone(), programs, owner, port, state, workdir };
+        let name = options.name.clone();
+        let node = Self { name, programs, owner, port, state, workdir, wal: options.wal };
         fill(&node)?;
+        wal::prepare(options.wal, node.workdir.path(), &node.data_dir(), &node.owner)?;
         node.write("postgresql.conf", "include 'tidegate.conf'\n")?;
         node.write_settings()?;
         node.write("pg_hba.conf", &settings::render_hba(&options.hba))?;
@@ -94,7 +95,7 @@ impl Node {
         Ok(node)
     }
 
-    fn base_backup(&self, standby: &Self) -> Result<()> {
+    pub(super) fn base_backup(&self, standby: &Self) -> Result<()> {
         let mut command = self.command("pg_basebackup");
         command.args(["--host=127.0.0.1", "--username=postgres", "--checkpoint=fast", "--no-sync"]);
         command.arg(format!("--port={}", self.port())).arg("--pgdata").arg(standby.data_dir());
@@ -149,6 +150,11 @@ impl Node {
 
     fn log_path(&self) -> PathBuf {
         self.workdir.path().join("log")
+    }
+
+    /// Where its `pg_wal` lies.
+    pub fn wal(&self) -> WalStorage {
+        self.wal
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -307,6 +313,11 @@ impl Node {
         self.write_settings()
     }
 
+    /// What is configured for a parameter, by us.
+    pub fn setting(&self, parameter: &str) -> Option<String> {
+        self.state().settings.get(parameter).cloned()
+    }
+
     /// Writes a parameter and reloads.
     pub fn set(&self, parameter: &str, value: &str) -> Result<()> {
         self.configure(parameter, value)?;
@@ -350,13 +361,13 @@ impl Node {
         self.configure("ssl", "on")
     }
 
-    fn write_settings(&self) -> Result<()> {
+    pub(super) fn write_settings(&self) -> Result<()> {
         let text = settings::render(&self.state().settings);
         self.write("tidegate.conf", &text)
     }
 
     /// Replaces a file of the data directory, readable by its owner only (`PostgreSQL` insists for keys).
-    fn write(&self, name: &str, text: &str) -> Result<()> {
+    pub(super) fn write(&self, name: &str, text: &str) -> Result<()> {
         let path = self.data_dir().join(name);
         let new = self.data_dir().join(format!("{name}.new"));
         fs::write(&new, text).doing_to("write", &new)?;

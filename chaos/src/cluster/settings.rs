@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use super::programs::Programs;
 use super::template::Identity;
+use super::wal::WalStorage;
 
 /// How a server is set up. Everything has a default but the programs.
 #[derive(Debug, Clone)]
@@ -17,6 +18,7 @@ pub struct NodeOptions {
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) identity: Identity,
     pub(crate) durability: Durability,
+    pub(crate) wal: WalStorage,
 }
 
 /// Certificates of a server; copied into its folder.
@@ -51,6 +53,7 @@ impl NodeOptions {
             tls: None,
             identity: Identity::default(),
             durability: Durability::default(),
+            wal: WalStorage::default(),
         }
     }
 
@@ -86,6 +89,13 @@ impl NodeOptions {
     #[must_use]
     pub fn own_identity(mut self) -> Self {
         self.identity = Identity::Own;
+        self
+    }
+
+    /// Chooses where `pg_wal` lies.
+    #[must_use]
+    pub fn wal(mut self, storage: WalStorage) -> Self {
+        self.wal = storage;
         self
     }
 

@@ -9,8 +9,8 @@ use rand::SeedableRng;
 use rand::rngs::SmallRng;
 use tidegate_layers::CircuitOpen;
 use tidegate_layers::breaker::{
-    BreakerConfig, BreakerLayer, Change, Diagnose, ErrorsAreFailures, Force, Handle, Outcome, Phase, Probe,
-    ProbeOutcome, Senses, Session, Ticket, Watchdog,
+    BreakerConfig, BreakerLayer, Change, Diagnose, ErrorsAreFailures, Events, Evidence, Force, Handle,
+    Outcome, Phase, Probe, ProbeOutcome, Senses, Session, Ticket, Watchdog,
 };
 use tokio::time::{Instant, sleep, sleep_until};
 use tokio_test::{assert_ready_err, assert_ready_ok, task};
@@ -67,6 +67,22 @@ impl Diagnose<Cause> for Asker {
     }
 }
 
+/// Takes its time to write a change down.
+struct SlowScribe {
+    takes: Duration,
+    told: Changes,
+}
+
+impl Events<Cause> for SlowScribe {
+    fn record(&mut self, _: &Change<Cause>) -> impl Future<Output = ()> + Send {
+        sleep(self.takes)
+    }
+
+    fn changed(&mut self, change: &Change<Cause>) {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner).push(change.clone());
+    }
+}
+
 struct Bench {
     service: Arc<Service>,
     handle: Handle<Cause>,
@@ -82,6 +98,10 @@ impl Drop for Bench {
 
 impl Bench {
     fn start(seed: u64) -> Self {
+        Self::with(BreakerConfig::default(), seed)
+    }
+
+    fn with(config: BreakerConfig, seed: u64) -> Self {
         let service = Arc::new(Service::default());
         let changes = Changes::default();
         let told = Arc::clone(&changes);
@@ -93,7 +113,7 @@ impl Bench {
             },
             random: SmallRng::seed_from_u64(seed),
         };
-        let (handle, watchdog) = Watchdog::new(BreakerConfig::default(), 64, senses);
+        let (handle, watchdog) = Watchdog::new(config, 64, senses);
         Self { service, handle, changes, watchdog: tokio::spawn(watchdog.run()) }
     }
 
@@ -117,6 +137,16 @@ impl Bench {
         }
     }
 
+    /// Every other call fails. Gives whether that opened it.
+    async fn half_fail(&self, calls: usize, every: Duration) -> bool {
+        for call in 0..calls {
+            let Some(ticket) = self.begin(0) else { return true };
+            self.end(0, ticket, if call % 2 == 0 { Outcome::Failed } else { Outcome::Ok });
+            sleep(every).await;
+        }
+        false
+    }
+
     async fn until(&self, phase: impl Fn(Phase) -> bool, within: Duration) -> Duration {
         let start = Instant::now();
         while !phase(self.handle.phase()) {
@@ -130,9 +160,72 @@ impl Bench {
         self.until(|phase| phase == Phase::Open, TRIP_MAX).await
     }
 
+    fn changes(&self) -> Vec<Change<Cause>> {
+        self.changes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     fn causes_when_opened(&self) -> Vec<Option<Cause>> {
         let changes = self.changes.lock().unwrap_or_else(PoisonError::into_inner);
         changes.iter().filter(|change| change.to == Phase::Open).map(|change| change.cause).collect()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_change_takes_effect_when_it_is_recorded_and_not_before() {
+    // What was refused before it was written down cannot be explained after a crash.
+    let service = Arc::new(Service::default());
+    let changes = Changes::default();
+    let senses = Senses {
+        probe: Asker(Arc::clone(&service)),
+        diagnose: Asker(service),
+        events: SlowScribe { takes: 50 * MS, told: Arc::clone(&changes) },
+        random: SmallRng::seed_from_u64(1),
+    };
+    let (handle, watchdog) = Watchdog::<Cause, _, _, _, _>::new(BreakerConfig::default(), 64, senses);
+    let watchdog = tokio::spawn(watchdog.run());
+    sleep(MS).await;
+    let ordered = Instant::now();
+
+    handle.force(Force::Open);
+    while handle.admit(Instant::now()).is_ok() {
+        assert!(changes.lock().unwrap().is_empty(), "nobody is told of what is not in force");
+        sleep(MS).await;
+    }
+
+    assert!(ordered.elapsed() >= 50 * MS, "refused after {:?}", ordered.elapsed());
+    assert!(ordered.elapsed() <= 200 * MS, "refused after {:?}", ordered.elapsed());
+    sleep(MS).await;
+    assert_eq!(changes.lock().unwrap().len(), 1);
+    watchdog.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn half_of_the_calls_failing_opens_it_when_the_probe_agrees_and_only_then() {
+    // No five in a row, nothing stuck, and something always succeeds: the rate is all that shows. With good probes
+    // it is the callers' own trouble.
+    let bench = Bench::start(1);
+    bench.service.hung.store(true, Ordering::Relaxed);
+    assert!(bench.half_fail(60, 50 * MS).await, "{:?}", bench.handle.phase());
+    let changes = bench.changes();
+    let opened = changes.iter().find(|change| change.to == Phase::Open).unwrap();
+    assert!(matches!(opened.evidence, Evidence::FailureRate(counts) if counts.calls() >= 20), "{opened:?}");
+
+    let bench = Bench::start(1);
+    assert!(!bench.half_fail(600, 50 * MS).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_needs_its_calls_within_the_window_that_is_configured() {
+    // Fewer than two calls a second: ten seconds have too few to tell, a minute has enough.
+    let minute = BreakerConfig { rate_window: Duration::from_mins(1), ..BreakerConfig::default() };
+    for (config, tells) in [(BreakerConfig::default(), false), (minute, true)] {
+        let bench = Bench::with(config, 1);
+
+        bench.half_fail(40, 600 * MS).await;
+
+        let changes = bench.changes();
+        let by_rate = changes.iter().any(|change| matches!(change.evidence, Evidence::FailureRate(_)));
+        assert_eq!(by_rate, tells, "{changes:?}");
     }
 }
 
@@ -303,6 +396,33 @@ async fn there_is_never_a_second_probe_under_way() {
     assert_eq!(bench.service.probes_at_once_max.load(Ordering::Relaxed), 1);
     let probes = bench.service.probes.load(Ordering::Relaxed);
     assert!((80..=130).contains(&probes), "{probes} probes in a minute: two a second are meant");
+}
+
+#[tokio::test(start_paused = true)]
+async fn new_rules_hold_from_the_next_tick_on() {
+    // An operator who finds that it opens too late cannot wait for a restart. Two failures mean nothing by default.
+    let bench = Bench::start(15);
+    let fail = async || {
+        for slot in 0..2 {
+            let ticket = bench.begin(slot).unwrap();
+            bench.end(slot, ticket, Outcome::Failed);
+        }
+        sleep(Duration::from_secs(1)).await;
+    };
+    fail().await;
+    assert!(bench.changes.lock().unwrap().is_empty());
+    bench.call(0, MS).await;
+
+    let often = 300 * MS;
+    let config = BreakerConfig { consecutive_failures: 2, probe_closed: often, ..BreakerConfig::default() };
+    bench.handle.configure(config);
+    sleep(Duration::from_secs(2)).await;
+    let probes = bench.service.probes.load(Ordering::Relaxed);
+    assert!(probes >= 3, "{probes} probes");
+    fail().await;
+
+    let changes = bench.changes.lock().unwrap();
+    assert_eq!(changes.first().map(|change| change.to), Some(Phase::Suspect), "{changes:?}");
 }
 
 #[tokio::test(start_paused = true)]

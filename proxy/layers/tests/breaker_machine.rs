@@ -170,6 +170,22 @@ fn failures_are_confirmed_by_a_probe() {
 }
 
 #[test]
+fn failures_before_anybody_could_be_asked_are_no_outage() {
+    // Two hundred first logins at once on a busy machine time out, and nobody is there to log a probe in as. Seen:
+    // a breaker that opened by itself, for no known cause.
+    let row = Sight { failures_in_a_row: 200, recent: Counts { ok: 0, slow: 0, failed: 200 }, ..calm() };
+    let mut bench = Bench::new();
+    bench.see(row);
+    for _ in 0..100 {
+        bench.probe(ProbeOutcome::Unasked);
+        assert_eq!(bench.see(row), Phase::Suspect);
+    }
+
+    bench.probe(ProbeOutcome::Failed);
+    assert_eq!(bench.see(row), Phase::Open);
+}
+
+#[test]
 fn too_few_calls_have_no_rate() {
     // Four of eight is chance.
     let mut bench = Bench::new();
@@ -371,7 +387,8 @@ fn event() -> impl Strategy<Value = Event<&'static str>> {
         Just(ProbeOutcome::Ok),
         Just(ProbeOutcome::Timeout),
         Just(ProbeOutcome::Failed),
-        Just(ProbeOutcome::Inconclusive)
+        Just(ProbeOutcome::Inconclusive),
+        Just(ProbeOutcome::Unasked)
     ];
     let started = Instant::now();
     let probed = (outcome, any::<bool>()).prop_map(move |(outcome, fresh)| {

@@ -85,7 +85,9 @@ async fn of_idle_items_the_warmest_goes_first_unless_another_is_preferred() {
     // The oldest first would keep every item of a burst in use, and cold; a preference must not refuse.
     let handoff = stocked(&[4], 4);
 
-    let by = |wanted: u32| *handoff.try_checkout_by(READ, &Ask::default(), |item| *item == wanted).unwrap();
+    let by = |wanted: u32| {
+        *handoff.try_checkout_by(READ, &Ask::default(), Instant::now(), |item| *item == wanted).unwrap()
+    };
 
     assert_eq!(*take(&handoff, READ), 3);
     assert_eq!(by(1), 1);
@@ -173,7 +175,7 @@ async fn a_sweep_serves_those_whose_share_no_longer_binds() {
     let handoff = Handoff::new([LaneConfig { ceiling: 2, queue }]);
     (0..2).for_each(|item| handoff.put(item));
     let taken = [(); 2].map(|()| take(&handoff, READ));
-    let ask = |priority| Ask { priority, deadline: None };
+    let ask = |priority| Ask { priority, ..Ask::default() };
     let mut important = handoff.checkout(READ, ask(Priority::Critical));
     let mut batch = handoff.checkout(READ, ask(Priority::Sheddable));
     assert!(poll(&mut important).is_pending() && poll(&mut batch).is_pending());
@@ -208,7 +210,7 @@ async fn load(handoff: &Handoff<u32>, per_ms: usize, lasts_ms: usize) -> Vec<Ser
             let handoff = handoff.clone();
             tasks.push(tokio::spawn(async move {
                 let start = Instant::now();
-                let lease = handoff.checkout(READ, Ask { priority, deadline: None }).await;
+                let lease = handoff.checkout(READ, Ask { priority, ..Ask::default() }).await;
                 let waited = start.elapsed();
                 if lease.is_ok() {
                     tokio::time::sleep(Duration::from_millis(10)).await;
@@ -337,7 +339,12 @@ impl Model {
         match step {
             Step::Ask { lane, priority, budget_ms } => {
                 let due = Instant::now() + Duration::from_millis(budget_ms);
-                let ask = Ask { priority: Priority::ALL[priority], deadline: Some(due) };
+                let ask = Ask {
+                    priority: Priority::ALL[priority],
+                    deadline: Some(due),
+                    ceiling: None,
+                    wait_max: None,
+                };
                 let mut checkout = self.handoff.checkout(lane, ask);
                 let bound = due.min(Instant::now() + Duration::from_secs(1));
                 match poll(&mut checkout) {
@@ -419,4 +426,63 @@ proptest! {
             assert!(model.waiting.is_empty(), "a waiter starves");
         });
     }
+}
+
+fn poll_move(lease: &mut Lease<u32>) -> Poll<Result<(), Overloaded>> {
+    lease.poll_move(WRITE, &mut Context::from_waker(Waker::noop()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_moves_is_charged_to_one_lane_at_a_time() {
+    // Charged to both it would take two places; to neither, none, and the bulkhead would leak.
+    let handoff = stocked(&[2, 1], 2);
+    let mut lease = take(&handoff, READ);
+
+    assert!(matches!(poll_move(&mut lease), Poll::Ready(Ok(()))));
+
+    let in_flight = |lane| handoff.stats(lane).unwrap().in_flight;
+    assert_eq!((lease.lane(), in_flight(READ), in_flight(WRITE)), (WRITE, 0, 1));
+    drop(lease);
+    assert_eq!((in_flight(READ), in_flight(WRITE), handoff.idle()), (0, 0, 2));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_waits_for_a_full_lane_and_goes_before_who_waits_for_an_item() {
+    // It holds an item that others need: the sooner it goes on, the sooner that comes back.
+    let handoff = stocked(&[2, 1], 2);
+    let writer = take(&handoff, WRITE);
+    let mut lease = take(&handoff, READ);
+    let mut newcomer = handoff.checkout(WRITE, Ask::default());
+    assert!(poll(&mut newcomer).is_pending());
+    assert!(poll_move(&mut lease).is_pending());
+
+    drop(writer);
+
+    assert!(matches!(poll_move(&mut lease), Poll::Ready(Ok(()))));
+    assert!(poll(&mut newcomer).is_pending());
+    drop(lease);
+    assert!(poll(&mut newcomer).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_move_that_is_given_up_or_flushed_leaves_the_lease_where_it_was() {
+    // The permit of the new lane would be lost, for good.
+    let handoff = stocked(&[3, 1], 3);
+    let writer = take(&handoff, WRITE);
+    let mut first = take(&handoff, READ);
+    let mut second = take(&handoff, READ);
+    assert!(poll_move(&mut first).is_pending() && poll_move(&mut second).is_pending());
+
+    first.stay();
+    drop(writer);
+    second.stay();
+    let in_flight = |lane| handoff.stats(lane).unwrap().in_flight;
+    assert_eq!((in_flight(READ), in_flight(WRITE)), (2, 0));
+
+    let writer = take(&handoff, WRITE);
+    assert!(poll_move(&mut first).is_pending());
+    handoff.flush(WRITE);
+    assert!(matches!(poll_move(&mut first), Poll::Ready(Err(refusal)) if refusal.reason == Reason::Flushed));
+    drop(writer);
+    assert_eq!((in_flight(READ), in_flight(WRITE)), (2, 0));
 }

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 const MS: Duration = Duration::from_millis(1);
 
 fn ask(priority: Priority) -> Ask {
-    Ask { priority, deadline: None }
+    Ask { priority, ..Ask::default() }
 }
 
 /// A queue whose permits are all taken.
@@ -259,4 +259,19 @@ fn a_flush_refuses_everybody_at_once() {
 
     assert_eq!(refused, (0..4).map(|waiter| (waiter, Reason::Flushed)).collect::<Vec<_>>());
     assert_eq!(queue.waiting(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_with_a_ceiling_of_its_own_is_refused_above_it_and_does_not_wait() {
+    // Waiting at the head of the queue it would hold up those that may use the rest.
+    let mut queue = AdmitQueue::<u32>::new(4, QueueConfig::default());
+    let now = Instant::now();
+    let capped = Ask { ceiling: Some(2), ..Ask::default() };
+    assert_eq!(queue.try_admit(&capped, now), Admission::Admitted);
+    assert_eq!(queue.try_admit(&capped, now), Admission::Admitted);
+
+    let refused = queue.try_admit(&capped, now);
+
+    assert!(matches!(refused, Admission::Refused(refusal) if refusal.reason == Reason::Priority));
+    assert_eq!(queue.try_admit(&Ask::default(), now), Admission::Admitted);
 }

@@ -16,6 +16,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Notify, Semaphore};
 
 use super::connect::encrypt;
+use crate::directory::Directory;
 use crate::io::{Socket, Stream};
 use crate::tls::ClientTls;
 use crate::wire::startup;
@@ -25,6 +26,8 @@ pub const CANCEL_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Cancels to all servers at the same time. They must not need what the stuck traffic holds.
 static BULKHEAD: Semaphore = Semaphore::const_new(4);
+
+static TARGETS: Directory<CancelTarget> = Directory::new();
 
 /// Where a backend is, for a second connection to the very same server.
 #[derive(Debug, Clone)]
@@ -38,6 +41,8 @@ pub enum Peer {
 /// What it takes to cancel what a backend runs.
 #[derive(Debug)]
 pub struct CancelTarget {
+    /// Leads to it; see [`CancelTarget::numbered`].
+    pub number: u64,
     /// The server.
     pub peer: Peer,
     /// TLS, when the backend's own connection has it, and the host name to verify.
@@ -46,6 +51,8 @@ pub struct CancelTarget {
     pub process_id: u32,
     /// The secret that goes with it.
     pub secret: Vec<u8>,
+    /// When the backend logged in; on the clock.
+    pub opened_at_ms: u64,
     in_flight: AtomicU32,
     landed: Notify,
     /// A cancel was given up on and may arrive at any time.
@@ -68,22 +75,36 @@ pub enum CancelError {
 
 impl CancelTarget {
     /// For a backend that has just logged in.
-    pub fn new(peer: Peer, tls: Option<(Arc<ClientTls>, String)>, process_id: u32, secret: Vec<u8>) -> Self {
-        Self {
+    pub fn new(
+        peer: Peer,
+        tls: Option<(Arc<ClientTls>, String)>,
+        process_id: u32,
+        secret: Vec<u8>,
+    ) -> Arc<Self> {
+        TARGETS.enter(|number| Self {
+            number,
             peer,
             tls,
             process_id,
             secret,
+            opened_at_ms: crate::clock::now_ms(),
             in_flight: AtomicU32::new(0),
             landed: Notify::new(),
             doomed: AtomicBool::new(false),
-        }
+        })
     }
 
-    /// Whether a cancel may still hit this backend.
+    /// The one with this number, while its backend is there.
+    pub fn numbered(number: u64) -> Option<Arc<Self>> {
+        TARGETS.get(number)
+    }
+
+    /// Whether a cancel may still hit this backend. To be asked after the session has said that it lets go of it
+    /// (`Entry::serve`): in the one order of all `SeqCst` operations, either this sees the announcement, or whoever
+    /// announces sees that the backend is not the session's any more.
     #[inline]
     pub fn is_threatened(&self) -> bool {
-        self.in_flight.load(Ordering::Acquire) > 0 || self.is_doomed()
+        self.in_flight.load(Ordering::SeqCst) > 0 || self.is_doomed()
     }
 
     /// Whether a cancel may hit this backend at any time for as long as it lives: nobody knows what became of
@@ -91,6 +112,12 @@ impl CancelTarget {
     #[inline]
     pub fn is_doomed(&self) -> bool {
         self.doomed.load(Ordering::Acquire)
+    }
+
+    /// Whether a cancel is being sent.
+    #[inline]
+    pub fn is_being_cancelled(&self) -> bool {
+        self.in_flight.load(Ordering::Acquire) > 0
     }
 
     /// Waits until no cancel is in flight.
@@ -104,10 +131,17 @@ impl CancelTarget {
         }
     }
 
-    /// Announces a cancel. To be called while the backend certainly serves the session that asks.
+    /// Announces a cancel. Before it is sent the backend must be seen to serve the session that asks, still or
+    /// again.
     pub fn announce(self: &Arc<Self>) -> CancelInFlight {
-        self.in_flight.fetch_add(1, Ordering::AcqRel);
+        self.in_flight.fetch_add(1, Ordering::SeqCst);
         CancelInFlight(Arc::clone(self))
+    }
+}
+
+impl Drop for CancelTarget {
+    fn drop(&mut self) {
+        TARGETS.leave(self.number);
     }
 }
 

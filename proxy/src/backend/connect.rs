@@ -20,6 +20,7 @@ use crate::clock;
 use crate::config::{SslMode, UpstreamAddress};
 use crate::io::socket::Keepalive;
 use crate::io::{Buffer, Socket, Stream};
+use crate::outcome::token;
 use crate::tls::{ClientTls, TlsError, upstream_binding};
 use crate::wire::backend::auth as code;
 use crate::wire::frame::{put_cstr, put_frame};
@@ -67,6 +68,8 @@ pub struct Login {
     pub database: String,
     /// Value of the startup parameter `replication`, for a walsender connection.
     pub replication: Option<String>,
+    /// Whose connection it is, for operators who look at `pg_stat_activity`.
+    pub application_name: Option<&'static str>,
     /// What we can prove.
     pub credential: Credential,
 }
@@ -93,7 +96,7 @@ pub enum ConnectError {
     #[error("TLS could not be set up")]
     Tls(#[source] TlsError),
     /// The TLS handshake failed.
-    #[error("TLS handshake failed: {0}")]
+    #[error("TLS handshake failed")]
     Handshake(#[source] io::Error),
     /// The server refused the login.
     #[error("the server refused the login: {0}")]
@@ -110,6 +113,18 @@ pub enum ConnectError {
 }
 
 impl ConnectError {
+    /// What failed, and why, in one line.
+    pub fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut source = std::error::Error::source(self);
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        text
+    }
+
     /// Whether trying again would end the same way until somebody changes something.
     pub fn is_permanent(&self) -> bool {
         match self {
@@ -264,13 +279,21 @@ struct Message {
     body: Vec<u8>,
 }
 
+/// The number in front of the text: 15 of `15.4 (Debian 15.4-1)`.
+fn major_version(text: &[u8]) -> u32 {
+    let digits = text.iter().take_while(|byte| byte.is_ascii_digit());
+    digits.fold(0, |number: u32, digit| number.saturating_mul(10).saturating_add(u32::from(digit - b'0')))
+}
+
 impl Handshake {
     fn into_backend(self, worker: usize, lifetime: Duration) -> Backend {
         let (process_id, secret) = self.key.unwrap_or_default();
+        let version = self.reported.get("server_version").map(|text| major_version(text));
         Backend {
+            knows_tokens: version.is_some_and(|major| major >= token::SINCE_MAJOR),
             stream: self.stream,
             worker,
-            cancel_target: Arc::new(CancelTarget::new(self.peer, self.tls, process_id, secret)),
+            cancel_target: CancelTarget::new(self.peer, self.tls, process_id, secret),
             prepared: Prepared::default(),
             unnamed: None,
             applied: Settings::none(),
@@ -279,6 +302,7 @@ impl Handshake {
             retire_at_ms: clock::now_ms() + clock::millis(lifetime),
             idle_since_ms: clock::now_ms(),
             generation: 0,
+            slot: None,
         }
     }
 
@@ -289,6 +313,7 @@ impl Handshake {
             Some(replication) => parameters.push(("replication", replication.as_str())),
             None => parameters.push(("options", options)),
         }
+        parameters.extend(login.application_name.map(|name| ("application_name", name)));
         let packet = startup::startup_message(startup::VERSION_3_0, parameters);
         Ok(self.stream.write_all(&packet).await?)
     }

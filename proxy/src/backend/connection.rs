@@ -9,6 +9,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::{CancelTarget, Prepared, Settings};
+use crate::guard::SlotId;
 use crate::io::{Buffer, Stream};
 use crate::wire::{self, ErrorFields, Header, SqlState, TransactionStatus, WireError, backend as tag};
 
@@ -35,6 +36,8 @@ pub struct Backend {
     pub applied: Arc<Settings>,
     /// Parameters that it reported at login.
     pub reported: BTreeMap<Box<str>, Box<[u8]>>,
+    /// Whether it can be asked for the token of a transaction.
+    pub knows_tokens: bool,
     /// As of the last `ReadyForQuery`.
     pub status: TransactionStatus,
     /// When it is to be closed at its next idle moment; on the clock.
@@ -43,6 +46,8 @@ pub struct Backend {
     pub idle_since_ms: u64,
     /// The generation of the pool that opened it; see `Pool::reconnect`.
     pub generation: u64,
+    /// Where its deadlines are kept; `None` for connections of our own.
+    pub slot: Option<SlotId>,
 }
 
 /// Identifies the unnamed statement of a session.
@@ -112,6 +117,19 @@ impl From<io::Error> for BackendError {
 }
 
 impl Backend {
+    /// Registers its socket with the runtime of the calling worker, which is this one.
+    ///
+    /// # Errors
+    /// When that fails; the socket is closed then.
+    #[inline]
+    pub fn move_to(&mut self, worker: usize) -> io::Result<()> {
+        if self.worker != worker {
+            self.stream.socket_mut().rehome()?;
+            self.worker = worker;
+        }
+        Ok(())
+    }
+
     /// Runs a simple query of our own and returns its rows.
     ///
     /// # Errors
@@ -249,6 +267,15 @@ impl Backend {
                 return Err(BackendError::Lost(io::ErrorKind::UnexpectedEof.into()));
             }
         }
+    }
+
+    /// Whether the server has closed the connection, as far as is known. What it said before is lost.
+    pub fn is_closed(&mut self) -> bool {
+        const READS_MAX: usize = 64;
+        let mut space = [0; 1024];
+        let mut receive = || self.stream.socket_mut().try_receive(&mut space);
+        // Of a server that goes on sending the end is not waited for.
+        (0..READS_MAX).map_while(|_| receive()).any(|received| !matches!(received, Ok(1..)))
     }
 
     /// Closes with RST: what the server has not received is never executed.

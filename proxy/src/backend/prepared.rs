@@ -47,6 +47,8 @@ pub struct Statement {
     definition: Box<[u8]>,
     /// What the text does, found out once.
     pub facts: Facts,
+    /// See [`Facts::is_plain`].
+    pub is_plain: bool,
     /// Identifies it on backends.
     pub id: StatementId,
     /// The name that it has on backends, with its zero byte.
@@ -95,9 +97,9 @@ impl Statement {
         let mut name = Vec::new();
         id.put_name(&mut name);
         name.push(0);
-        let (definition, name) = (definition.into(), name.into());
-        let statement =
-            Arc::new(Self { definition, facts: facts(), id, name, schema, proven: AtomicBool::new(false) });
+        let (definition, name, facts) = (definition.into(), name.into(), facts());
+        let (is_plain, proven) = (facts.is_plain(), AtomicBool::new(false));
+        let statement = Arc::new(Self { definition, facts, is_plain, id, name, schema, proven });
         statements.insert_unique(hash, Arc::downgrade(&statement), |weak| {
             weak.upgrade().map_or(0, |s| hasher.hash_one(&*s.definition))
         });
@@ -112,6 +114,11 @@ impl Statement {
         let same = |s: &Self| s.schema == schema && *s.definition == *definition;
         let found = interner.statements.find(hash, |weak| weak.upgrade().is_some_and(|s| same(&s)));
         found.and_then(Weak::upgrade).filter(|statement| statement.proven.load(Ordering::Relaxed))
+    }
+
+    /// Its text.
+    pub fn text(&self) -> &[u8] {
+        self.definition.split(|&byte| byte == 0).next().unwrap_or_default()
     }
 
     /// A server has accepted it.

@@ -8,31 +8,36 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::layers::Layers;
-use super::{AuthMethod, Config, ListenAddress, ListenTlsMode, SslMode};
+use super::{AuthMethod, Config, ListenAddress, ListenTlsMode, Roles, SslMode};
 
 /// The upper bound of `max_connections`: `MAX_BACKENDS` in the sources of PostgreSQL, 2^18 - 1.
 const BACKENDS_MAX: usize = 262_143;
 /// More sockets than one process can have on common kernels (`fs.nr_open` is 1,048,576).
 const SESSIONS_MAX: usize = 1_000_000;
+/// Shorter tokens can be guessed: 16 characters of base64 are 96 bits.
+const TOKEN_MIN: usize = 16;
 /// More workers than any machine has a use for.
 const WORKERS_MAX: usize = 256;
 
 /// Adds every rule that `config` breaks to the problems of the layers it came from.
 pub(super) fn check(config: &Config, layers: &mut Layers<'_>) {
     check_addresses(config, layers);
+    check_admin(config, layers);
     check_auth(config, layers);
     check_listen_tls(config, layers);
     check_cluster(config, layers);
     check_sizes(config, layers);
     check_timeouts(config, layers);
+    check_rules(config, layers);
     check_resilience(config, layers);
+    check_watchdog(config, layers);
 }
 
 /// What a reload would have to refuse, each with what to do; empty when the new configuration may take over.
 pub fn reload_refusals(old: &Config, new: &Config) -> Vec<String> {
     [
         ("listen.address", old.listen.addresses != new.listen.addresses),
-        ("admin.address", old.admin != new.admin),
+        ("admin.address", old.admin.address != new.admin.address),
         ("workers", old.workers != new.workers),
         ("state_dir", old.state_dir != new.state_dir),
     ]
@@ -54,6 +59,13 @@ fn check_addresses(config: &Config, layers: &mut Layers<'_>) {
             layers.contradict(&["admin.address", "listen.address"], reason, "give one of them another port");
         }
         seen.push(address);
+    }
+}
+
+fn check_admin(config: &Config, layers: &mut Layers<'_>) {
+    if config.admin.token.as_ref().is_some_and(|token| token.reveal().len() < TOKEN_MIN) {
+        let reason = format!("a token has at least {TOKEN_MIN} characters");
+        layers.contradict(&["admin.token"], reason, "make one with: openssl rand -hex 16");
     }
 }
 
@@ -174,6 +186,12 @@ fn check_cluster(config: &Config, layers: &mut Layers<'_>) {
         let reason = "a password file without a user".to_owned();
         layers.contradict(&["cluster.passfile", "cluster.user"], reason, "set cluster.user");
     }
+    if !cluster.patroni.is_empty() && cluster.roles != Roles::Patroni {
+        layers.warn("cluster.patroni", "has no effect unless cluster.roles is \"patroni\"");
+    }
+    if cluster.force {
+        layers.warn("cluster.force", "guards are off; remove it after the reload that it is for");
+    }
     check_upstream_tls(config, layers);
 }
 
@@ -216,7 +234,7 @@ fn check_sizes(config: &Config, layers: &mut Layers<'_>) {
         ("listen.max_sessions", config.listen.max_sessions, 1, SESSIONS_MAX),
         ("pool.size", pool.size, 1, BACKENDS_MAX),
         ("pool.max_per_upstream", pool.max_per_upstream, 1, BACKENDS_MAX),
-        ("pool.prepared_statements", pool.prepared_statements, 0, SESSIONS_MAX),
+        ("pool.prepared_statements", pool.prepared_statements, 1, SESSIONS_MAX),
         ("workers", config.workers, 1, WORKERS_MAX),
         ("shed.queue_max", config.shed.queue_max, 1, SESSIONS_MAX),
         ("hold.max", config.hold.max, 0, SESSIONS_MAX),
@@ -278,6 +296,19 @@ fn check_timeouts(config: &Config, layers: &mut Layers<'_>) {
     }
 }
 
+fn check_rules(config: &Config, layers: &mut Layers<'_>) {
+    for timeouts in config.rules.iter().map(|rule| rule.timeouts) {
+        let bounds = [timeouts.queue, timeouts.read, timeouts.write, timeouts.commit];
+        if bounds.into_iter().flatten().any(|bound| bound.is_zero()) {
+            layers.contradict(
+                &["rule"],
+                "zero is no bound, and queue, read, write and commit of timeouts must have one".to_owned(),
+                "choose a time, at most 366 days",
+            );
+        }
+    }
+}
+
 fn check_resilience(config: &Config, layers: &mut Layers<'_>) {
     let breaker = &config.breaker;
     for (low_key, low, high_key, high) in [
@@ -298,10 +329,52 @@ fn check_resilience(config: &Config, layers: &mut Layers<'_>) {
         ("breaker.probe_timeout", breaker.probe_timeout),
         ("shed.codel_target", config.shed.codel_target),
         ("shed.codel_interval", config.shed.codel_interval),
+        ("read.max_lag", config.read.max_lag),
+        ("read.after_write_for", config.read.after_write_for),
     ] {
         if value.is_zero() {
             layers.fail(key, "zero makes no sense here", "choose a time, such as \"500ms\"");
         }
+    }
+}
+
+/// A thread counts ten times a second; one count late is nothing.
+const STALL_MIN: Duration = Duration::from_millis(500);
+/// More often than this it would be a load on whoever is called.
+const HEARTBEAT_MIN: Duration = Duration::from_secs(1);
+
+fn check_watchdog(config: &Config, layers: &mut Layers<'_>) {
+    let watchdog = config.watchdog;
+    for (key, value, least) in [
+        ("watchdog.stall", watchdog.stall, STALL_MIN),
+        ("alerts.heartbeat_interval", config.alerts.heartbeat_interval, HEARTBEAT_MIN),
+    ] {
+        if value < least {
+            layers.fail(
+                key,
+                format!("{} is too short", show(value)),
+                format!("choose at least {}", show(least)),
+            );
+        }
+    }
+    // Probes come up to a fifth late, and take time themselves.
+    let quiet = config.breaker.probe_interval.mul_f64(1.2) + config.breaker.probe_timeout;
+    if config.alerts.heartbeat_url.is_some() && config.alerts.heartbeat_interval < quiet {
+        let seldom = format!(
+            "{} is less than the time between two probes ({}): without traffic a heartbeat would stay away",
+            show(config.alerts.heartbeat_interval),
+            show(quiet)
+        );
+        layers.warn("alerts.heartbeat_interval", &seldom);
+    }
+    if !watchdog.exit_after.is_zero() && watchdog.exit_after < watchdog.stall {
+        let reason =
+            format!("{} is less than watchdog.stall ({})", show(watchdog.exit_after), show(watchdog.stall));
+        layers.contradict(
+            &["watchdog.exit_after", "watchdog.stall"],
+            reason,
+            "the process would end before anybody is told why; raise exit_after, or set it to \"0\" for never",
+        );
     }
 }
 

@@ -18,8 +18,8 @@ use super::problem::{Origin, Problem};
 /// Every variable of ours starts so.
 const PREFIX: &str = "TIDEGATE_";
 
-/// Variables that are no configuration keys: they belong to the command line and to the log filter.
-const NOT_KEYS: [&str; 3] = ["CONFIG", "LOG", "LOG_FORMAT"];
+/// Variables that are no configuration keys: they belong to the command line, the log filter and tests.
+const NOT_KEYS: [&str; 4] = ["CONFIG", "DEBUG", "LOG", "LOG_FORMAT"];
 
 /// Below this similarity (Jaro-Winkler, 0 to 1) a suggestion would confuse more than it helps.
 const SIMILAR: f64 = 0.8;
@@ -74,6 +74,24 @@ impl<'a> Layers<'a> {
     /// Puts a value from the command line on top of everything else.
     pub(super) fn set_flag(&mut self, key: &'static str, flag: &'static str, value: DeValue<'a>) {
         self.flags.insert(key, (flag, value));
+    }
+
+    /// Takes what was written under another name of a key for that key.
+    pub(super) fn alias(&mut self, other: &'static str, key: &'static str) {
+        let variable = |key: &str| key.replace('.', "_").to_uppercase();
+        if let Some(text) = self.environment.remove(&variable(other)) {
+            self.environment.entry(variable(key)).or_insert(text);
+        }
+        let Some(file) = &mut self.file else { return };
+        let Some(setting) = file.settings.remove(other) else { return };
+        if file.settings.contains_key(key) {
+            let origin = file.origin(setting.line);
+            let reason = format!("it is another name of {key}, which is written as well");
+            let advice = "remove one of them".to_owned();
+            self.problems.push(Problem { origin, key: other.to_owned(), reason, advice });
+            return;
+        }
+        file.settings.insert(key.to_owned(), setting);
     }
 
     /// Whether there is a configuration file.
@@ -134,11 +152,6 @@ impl<'a> Layers<'a> {
     /// Where a key was written.
     pub(super) fn origin(&self, key: &str) -> Origin {
         self.origins.get(key).cloned().unwrap_or(Origin::Default)
-    }
-
-    /// The keys that somebody wrote, and where.
-    pub(super) fn written(&self) -> impl Iterator<Item = (&'static str, &Origin)> {
-        self.origins.iter().map(|(key, origin)| (*key, origin))
     }
 
     /// All keys that exist.

@@ -22,16 +22,20 @@ mod values;
 pub use check::reload_refusals;
 pub use problem::{ConfigErrors, Origin, Problem};
 pub use resilience::{
-    Alerts, Breaker, Commit, Hold, Priority, Read, ReadFrom, Rule, RuleAttribute, RuleTimeouts, Shed,
-    SyncWait, Webhook, WebhookKind,
+    AfterWrite, Alerts, Breaker, Commit, Hold, Read, ReadFrom, Rule, RuleAttribute, RuleTimeouts, Shed,
+    SyncWait, Watchdog, Webhook, WebhookKind,
 };
 pub use sources::Sources;
+
+pub use crate::sql::Priority;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
+
+use crate::discovery::patroni::Endpoint;
 
 /// Everything that a running sidecar was told.
 #[derive(Debug, Clone, PartialEq)]
@@ -60,6 +64,8 @@ pub struct Config {
     pub hold: Hold,
     /// Who is told.
     pub alerts: Alerts,
+    /// When a thread is taken for stuck.
+    pub watchdog: Watchdog,
     /// Folder of the journal and of the outbox of alerts.
     pub state_dir: PathBuf,
     /// Other settings for some sessions; the first that matches wins.
@@ -157,6 +163,22 @@ pub enum ListenTlsMode {
 pub struct Admin {
     /// Where the control plane listens.
     pub address: SocketAddr,
+    /// Who may use the admin console; under `trust` anybody may.
+    pub users: Vec<String>,
+    /// What orders have to show; without one none is taken.
+    pub token: Option<Password>,
+    /// Where orders may come from.
+    pub orders_from: OrdersFrom,
+}
+
+/// See [`Admin::orders_from`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OrdersFrom {
+    /// This machine.
+    Loopback,
+    /// Whoever has the token.
+    Anywhere,
 }
 
 /// `[cluster]`
@@ -178,6 +200,10 @@ pub struct Cluster {
     pub tls: UpstreamTls,
     /// Nothing changes twice within this time.
     pub settle: Duration,
+    /// Patroni's REST APIs; when empty and roles are Patroni's, port 8008 of the upstreams' hosts.
+    pub patroni: Vec<Endpoint>,
+    /// Whether a reload may remove every upstream of a role, or more than half of all.
+    pub force: bool,
 }
 
 /// See [`Cluster::roles`].
@@ -335,6 +361,8 @@ pub struct Timeouts {
     pub idle_in_transaction: Duration,
     /// Idle outside a transaction; zero is off.
     pub idle_session: Duration,
+    /// The longest bound that an application may set for itself; zero is no limit.
+    pub max: Duration,
     /// From SIGTERM to the end of the last session.
     pub drain: Duration,
 }

@@ -7,6 +7,7 @@ use serde::{Deserialize, Deserializer};
 
 use super::Password;
 use super::values::{Human, Share};
+use crate::sql::Priority;
 
 /// `[commit]`: what to do when the outcome of a COMMIT is not known.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,6 +37,10 @@ pub struct Read {
     pub from: ReadFrom,
     /// A standby that is further behind than this answers no reads.
     pub max_lag: Duration,
+    /// What a session is sure to see of its own writes.
+    pub after_write: AfterWrite,
+    /// For how long after a write it is.
+    pub after_write_for: Duration,
 }
 
 /// See [`Read::from`].
@@ -48,6 +53,18 @@ pub enum ReadFrom {
     PreferStandby,
     /// Standbys.
     Standby,
+}
+
+/// See [`Read::after_write`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AfterWrite {
+    /// Nothing: any server that may answer reads does.
+    Any,
+    /// All: the primary answers.
+    Primary,
+    /// All: a standby answers that is known to have replayed the write, else the primary.
+    Lsn,
 }
 
 /// `[breaker]`: when an upstream's lane is taken for stuck, and how it is tried again.
@@ -103,6 +120,15 @@ pub struct Hold {
     pub max: usize,
 }
 
+/// `[watchdog]`: threads that make no progress.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Watchdog {
+    /// A thread without progress for this long is stalled.
+    pub stall: Duration,
+    /// After this long the process ends, to be started again; zero is never.
+    pub exit_after: Duration,
+}
+
 /// `[alerts]`: who is told.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Alerts {
@@ -110,6 +136,8 @@ pub struct Alerts {
     pub webhooks: Vec<Webhook>,
     /// Called while writes work. Such URLs hold a token.
     pub heartbeat_url: Option<Password>,
+    /// Between two calls.
+    pub heartbeat_interval: Duration,
 }
 
 /// One receiver of alerts.
@@ -123,6 +151,8 @@ pub struct Webhook {
     pub kind: WebhookKind,
     /// `PagerDuty`'s integration key.
     pub routing_key: Option<Password>,
+    /// Value of the header of that name, such as `Bearer …`.
+    pub authorization: Option<Password>,
 }
 
 /// See [`Webhook::kind`].
@@ -138,6 +168,21 @@ pub enum WebhookKind {
     Pagerduty,
     /// Prometheus Alertmanager's API v2.
     Alertmanager,
+}
+
+impl WebhookKind {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Json, Self::Slack, Self::Pagerduty, Self::Alertmanager];
+
+    /// The word in configuration and labels.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Json => "json",
+            Self::Slack => "slack",
+            Self::Pagerduty => "pagerduty",
+            Self::Alertmanager => "alertmanager",
+        }
+    }
 }
 
 /// `[[rule]]`: other settings for some sessions; the first that matches wins.
@@ -167,20 +212,6 @@ pub enum RuleAttribute {
     User,
     /// The database of the session.
     Database,
-}
-
-/// The four levels of Google's SRE book (chapter 21, "Criticality").
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Priority {
-    /// First to be refused.
-    Sheddable,
-    /// Partial unavailability is expected.
-    SheddablePlus,
-    /// The usual level.
-    Critical,
-    /// Last to be refused.
-    CriticalPlus,
 }
 
 /// Bounds that a rule replaces; see [`super::Timeouts`].

@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::Spanned;
 use toml::de::{DeArray, DeValue};
 
 use super::file::{self, File};
 use super::layers::Layers;
-use super::problem::ConfigErrors;
+use super::problem::{ConfigErrors, Problem};
 use super::upstream_url::{self, UpstreamUrl};
 use super::{AuthMethod, Config, Password, check, tree};
 
@@ -52,6 +52,12 @@ impl Sources {
 }
 
 impl Config {
+    /// What every key is when nobody writes anything. Not a configuration to run with: it names no upstream.
+    pub fn defaults() -> Self {
+        let environment = BTreeMap::new();
+        tree::build(&mut Layers::new(None, &environment), AuthMethod::Scram)
+    }
+
     /// Loads, checks and returns a whole configuration: defaults, hidden by the file, hidden by `TIDEGATE_*`
     /// variables, hidden by flags.
     ///
@@ -60,14 +66,25 @@ impl Config {
     /// # Errors
     /// All problems that were found, each with its place and what to do. Nothing is half-loaded.
     pub fn load(sources: &Sources) -> Result<Self, ConfigErrors> {
-        let only = |problem| ConfigErrors { problems: vec![problem], warnings: Vec::new() };
         let text = sources.file.as_deref().map(file::read).transpose().map_err(only)?;
-        let file = match (&sources.file, &text) {
+        Self::of(sources, text.as_deref())
+    }
+
+    /// As [`Config::load`], of a text that is not in a file yet, and nothing else. `path` is where it would be.
+    ///
+    /// # Errors
+    /// As for `load`.
+    pub fn parse(path: &Path, text: &str) -> Result<Self, ConfigErrors> {
+        Self::of(&Sources { file: Some(path.to_owned()), ..Sources::default() }, Some(text))
+    }
+
+    fn of(sources: &Sources, text: Option<&str>) -> Result<Self, ConfigErrors> {
+        let file = match (&sources.file, text) {
             (Some(path), Some(text)) => Some(File::parse(path, text).map_err(only)?),
             _ => None,
         };
         let mut layers = Layers::new(file, &sources.environment);
-        if text.as_ref().is_some_and(|text| !text.ends_with('\n')) {
+        if text.is_some_and(|text| !text.ends_with('\n')) {
             layers
                 .warnings
                 .push("the last line of the file has no end: was the file written whole?".to_owned());
@@ -80,6 +97,10 @@ impl Config {
             Err(ConfigErrors { problems, warnings })
         }
     }
+}
+
+fn only(problem: Problem) -> ConfigErrors {
+    ConfigErrors { problems: vec![problem], warnings: Vec::new() }
 }
 
 /// Flags, then the tree, then the rules. What is wrong stays in the layers.

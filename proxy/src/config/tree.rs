@@ -5,42 +5,24 @@ use std::time::Duration;
 
 use super::address::{self, ADMIN_PORT};
 use super::layers::Layers;
-use super::problem::Origin;
-use super::resilience::{Alerts, Breaker, Commit, Hold, Read, ReadFrom, Shed, SyncWait, Webhook};
+use super::resilience::{
+    AfterWrite, Alerts, Breaker, Commit, Hold, Read, ReadFrom, Shed, SyncWait, Watchdog, Webhook, WebhookKind,
+};
 use super::values::{Count, Human, Share, Texts};
 use super::{
-    Admin, AuthMethod, Cluster, Config, Listen, ListenAddress, ListenTls, ListenTlsMode, Password, Pool,
-    PoolMode, Roles, SslMode, Timeouts, UpstreamAddress, UpstreamTls, passfile,
+    Admin, AuthMethod, Cluster, Config, Listen, ListenAddress, ListenTls, ListenTlsMode, OrdersFrom,
+    Password, Pool, PoolMode, Roles, SslMode, Timeouts, UpstreamAddress, UpstreamTls, passfile,
 };
-
-/// Sections and keys that are accepted but have no effect yet: the one list of them. An issue that brings one to
-/// life deletes its entry.
-const NOT_IN_FORCE: &[&str] = &[
-    "timeouts.read",
-    "timeouts.write",
-    "timeouts.commit",
-    "timeouts.transaction",
-    "cluster.settle",
-    "pool.write_share",
-    "commit",
-    "read",
-    "breaker",
-    "shed.codel_target",
-    "shed.codel_interval",
-    "hold",
-    "alerts",
-    "state_dir",
-    "rule",
-];
+use crate::discovery::patroni::Endpoint;
 
 /// One worker up to this many cores, then one for each as many: a worker relays for four busy cores of application.
 const CORES_PER_WORKER: usize = 4;
 
 /// Reads every key. Where a value was refused its default stands in, so that the rules can still be checked.
 pub(super) fn build(layers: &mut Layers<'_>, unset_auth: AuthMethod) -> Config {
-    let config = Config {
+    Config {
         listen: listen(layers, unset_auth),
-        admin: Admin { address: admin_address(layers) },
+        admin: admin(layers),
         cluster: cluster(layers),
         pool: pool(layers),
         timeouts: timeouts(layers),
@@ -51,31 +33,17 @@ pub(super) fn build(layers: &mut Layers<'_>, unset_auth: AuthMethod) -> Config {
         shed: shed(layers),
         hold: hold(layers),
         alerts: alerts(layers),
-        state_dir: layers.take_path("state_dir").unwrap_or_else(|| PathBuf::from("/var/lib/tidegate")),
+        watchdog: watchdog(layers),
+        state_dir: state_dir(layers),
         rules: layers.take("rule").unwrap_or_default(),
         warnings: Vec::new(),
-    };
-    warn_not_in_force(layers, config.cluster.roles);
-    config
+    }
 }
 
-fn warn_not_in_force(layers: &mut Layers<'_>, roles: Roles) {
-    let idle = |key: &str| {
-        let section = key.split_once('.').map_or(key, |(section, _)| section);
-        NOT_IN_FORCE.contains(&key) || NOT_IN_FORCE.contains(&section)
-    };
-    let mut warnings: Vec<String> = layers
-        .written()
-        .filter(|(key, _)| idle(key))
-        .map(|(key, origin)| format!("{origin}: {key} has no effect in this version"))
-        .collect();
-    if roles != Roles::Static && layers.origin("cluster.roles") != Origin::Default {
-        let origin = layers.origin("cluster.roles");
-        warnings.push(format!(
-            "{origin}: cluster.roles: only \"static\" has an effect in this version: the first upstream is the primary"
-        ));
-    }
-    layers.warnings.append(&mut warnings);
+/// It began as the alerts' own, and is still found there.
+fn state_dir(layers: &mut Layers<'_>) -> PathBuf {
+    layers.alias("alerts.state_dir", "state_dir");
+    layers.take_path("state_dir").unwrap_or_else(|| PathBuf::from("/var/lib/tidegate"))
 }
 
 fn cores() -> usize {
@@ -122,6 +90,15 @@ fn listen_addresses(layers: &mut Layers<'_>) -> Vec<ListenAddress> {
     }
 }
 
+fn admin(layers: &mut Layers<'_>) -> Admin {
+    Admin {
+        address: admin_address(layers),
+        users: layers.take("admin.users").map_or_else(Vec::new, |Texts(users)| users),
+        token: layers.take("admin.token"),
+        orders_from: layers.take("admin.orders_from").unwrap_or(OrdersFrom::Loopback),
+    }
+}
+
 fn admin_address(layers: &mut Layers<'_>) -> std::net::SocketAddr {
     const KEY: &str = "admin.address";
     let text: String = layers.take(KEY).unwrap_or_else(|| "127.0.0.1:6433".to_owned());
@@ -146,6 +123,8 @@ fn cluster(layers: &mut Layers<'_>) -> Cluster {
             key: layers.take_path("cluster.tls_key"),
         },
         settle: duration(layers, "cluster.settle", Duration::from_secs(2)),
+        patroni: patroni(layers),
+        force: layers.take("cluster.force").unwrap_or(false),
     };
     // A password that is written out wins, as in libpq.
     if cluster.password.is_none() {
@@ -172,6 +151,22 @@ fn upstreams(layers: &mut Layers<'_>) -> Vec<UpstreamAddress> {
         }
     }
     upstreams
+}
+
+fn patroni(layers: &mut Layers<'_>) -> Vec<Endpoint> {
+    const KEY: &str = "cluster.patroni";
+    let texts = layers.take(KEY).map_or_else(Vec::new, |Texts(texts)| texts);
+    let mut endpoints = Vec::new();
+    for text in texts {
+        match text.parse() {
+            Ok(endpoint) => endpoints.push(endpoint),
+            // The text may hold a password.
+            Err(error) => {
+                layers.fail(KEY, format!("an entry is refused: {error}"), "write http://10.0.0.1:8008");
+            }
+        }
+    }
+    endpoints
 }
 
 fn passfile_password(layers: &mut Layers<'_>, cluster: &Cluster) -> Option<Password> {
@@ -222,6 +217,7 @@ fn timeouts(layers: &mut Layers<'_>) -> Timeouts {
         transaction: seconds("timeouts.transaction", 0),
         idle_in_transaction: seconds("timeouts.idle_in_transaction", 60),
         idle_session: seconds("timeouts.idle_session", 0),
+        max: seconds("timeouts.max", 0),
         drain: seconds("timeouts.drain", 30),
     }
 }
@@ -238,6 +234,8 @@ fn read(layers: &mut Layers<'_>) -> Read {
     Read {
         from: layers.take("read.from").unwrap_or(ReadFrom::Primary),
         max_lag: duration(layers, "read.max_lag", Duration::from_secs(10)),
+        after_write: layers.take("read.after_write").unwrap_or(AfterWrite::Any),
+        after_write_for: duration(layers, "read.after_write_for", Duration::from_secs(5)),
     }
 }
 
@@ -280,9 +278,7 @@ fn hold(layers: &mut Layers<'_>) -> Hold {
 
 fn alerts(layers: &mut Layers<'_>) -> Alerts {
     let webhooks: Vec<Webhook> = layers.take("alerts.webhooks").unwrap_or_default();
-    if webhooks.iter().any(|webhook| !is_web_url(&webhook.url)) {
-        layers.fail("alerts.webhooks", "a url is not an http:// or https:// URL", "correct it");
-    }
+    check_webhooks(layers, &webhooks);
     let heartbeat: Option<Password> = layers.take("alerts.heartbeat_url");
     let heartbeat_url = heartbeat.filter(|url| !url.reveal().is_empty());
     if heartbeat_url.as_ref().is_some_and(|url| !is_web_url(url)) {
@@ -292,7 +288,34 @@ fn alerts(layers: &mut Layers<'_>) -> Alerts {
             "correct it, or leave it empty",
         );
     }
-    Alerts { webhooks, heartbeat_url }
+    let heartbeat_interval = duration(layers, "alerts.heartbeat_interval", Duration::from_secs(30));
+    Alerts { webhooks, heartbeat_url, heartbeat_interval }
+}
+
+fn check_webhooks(layers: &mut Layers<'_>, webhooks: &[Webhook]) {
+    const KEY: &str = "alerts.webhooks";
+    let keyless = |webhook: &Webhook| webhook.kind == WebhookKind::Pagerduty && webhook.routing_key.is_none();
+    let is_header = |text: &Password| hyper::header::HeaderValue::try_from(text.reveal()).is_ok();
+    if webhooks.iter().any(|webhook| !is_web_url(&webhook.url)) {
+        layers.fail(KEY, "a url is not an http:// or https:// URL", "correct it");
+    }
+    if webhooks.iter().any(keyless) {
+        layers.fail(
+            KEY,
+            "kind = \"pagerduty\" without routing_key",
+            "add the integration key of the service",
+        );
+    }
+    if webhooks.iter().any(|webhook| webhook.authorization.as_ref().is_some_and(|text| !is_header(text))) {
+        layers.fail(KEY, "an authorization cannot be the value of a header", "remove control characters");
+    }
+}
+
+fn watchdog(layers: &mut Layers<'_>) -> Watchdog {
+    Watchdog {
+        stall: duration(layers, "watchdog.stall", Duration::from_secs(2)),
+        exit_after: duration(layers, "watchdog.exit_after", Duration::ZERO),
+    }
 }
 
 fn is_web_url(text: &Password) -> bool {

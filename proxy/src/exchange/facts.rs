@@ -1,6 +1,38 @@
 //! What a statement's text tells about its effects, in a form that can be kept with a prepared statement.
 
-use crate::sql::{self, Effect, PinReason, PlainStrings, Scope, StatementKind, Value, Verdict};
+use std::sync::Arc;
+
+use crate::sql::terms::{Command, Overrides, PREFIX, ResetTag, Setting, Span};
+use crate::sql::{
+    self, Access, Analysis, Effect, FunctionName, Name, PinReason, Placement, PlainStrings, Scope,
+    StatementKind, Value, Verdict,
+};
+
+/// A function that a text calls, and that is not known by its name.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Callee {
+    /// The schema, when the call names it.
+    pub schema: Option<Box<[u8]>>,
+    /// The function.
+    pub name: Box<[u8]>,
+}
+
+impl Callee {
+    fn of(function: &FunctionName<'_>) -> Self {
+        Self {
+            schema: function.schema.as_ref().map(|s| s.as_bytes().into()),
+            name: function.name.as_bytes().into(),
+        }
+    }
+
+    /// Whether a server with any encoding understands the name.
+    pub fn can_be_asked(&self) -> bool {
+        self.name.is_ascii() && self.schema.as_ref().is_none_or(|schema| schema.is_ascii())
+    }
+}
+
+/// Statements that we run ourselves.
+pub type Commands = Arc<[Command]>;
 
 /// What running a text may do.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -8,10 +40,20 @@ use crate::sql::{self, Effect, PinReason, PlainStrings, Scope, StatementKind, Va
 pub struct Facts {
     /// The lane that it needs by itself.
     pub lane: Need,
+    /// Which servers may run it.
+    pub reach: Reach,
+    /// It needs to write only if one of these functions is volatile, else to read.
+    pub callees: Option<Arc<[Callee]>>,
+    /// Whether the transaction that is open behind it may write, when it says so.
+    pub access: Option<Access>,
+    /// What its comments ask for.
+    pub hints: Overrides,
     /// The kind of its first statement.
     pub first: StatementKind,
     /// How many statements it has.
     pub statements: u32,
+    /// Whether it may begin a transaction.
+    pub begins: bool,
     /// Whether it may make a transaction durable by its own words.
     pub commits: bool,
     /// Whether it may end a transaction, one way or the other.
@@ -22,8 +64,12 @@ pub struct Facts {
     pub chains: bool,
     /// Whether it may change the columns of a table that others know.
     pub alters_schema: bool,
+    /// Whether it may make or change functions.
+    pub alters_functions: bool,
     /// The prepared statement that it runs by SQL `EXECUTE`, when it does nothing else.
     pub executes: Option<Box<[u8]>>,
+    /// Its statements, when all of them are about settings of ours.
+    pub commands: Option<Commands>,
     /// What it may change beyond the transaction, in the order of the text.
     pub changes: Vec<Change>,
 }
@@ -37,6 +83,39 @@ pub enum Need {
     Read,
     /// To write, or nobody knows.
     Write,
+}
+
+/// Which servers may run a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Reach {
+    /// Any that answers reads.
+    #[default]
+    Anywhere,
+    /// The primary, or another one while there is none.
+    PreferPrimary,
+    /// The primary.
+    Primary,
+}
+
+impl Reach {
+    fn of(analysis: &sql::Analysis<'_>) -> Self {
+        let pins = analysis.effects.iter().any(|effect| matches!(effect, Effect::Pin(_)));
+        let begins = analysis.transaction.begins > 0;
+        match &analysis.verdict {
+            _ if pins || analysis.placement == Placement::Primary => Self::Primary,
+            Verdict::Write => Self::Primary,
+            Verdict::Depends(_) | Verdict::Neutral | Verdict::Read
+                if begins && !analysis.read_only_transaction() =>
+            {
+                Self::Primary
+            }
+            Verdict::Neutral if begins => Self::Anywhere,
+            // SET, SHOW and the like: what they say of the server should be true of the primary.
+            Verdict::Neutral => Self::PreferPrimary,
+            // What the lane says of the functions decides.
+            Verdict::Depends(_) | Verdict::Read => Self::Anywhere,
+        }
+    }
 }
 
 /// A change of session state.
@@ -58,6 +137,8 @@ pub enum Change {
     Pin(PinReason),
     /// That state goes.
     Unpin(PinReason),
+    /// A setting of ours changes.
+    Term(Command),
 }
 
 impl Default for Facts {
@@ -65,37 +146,67 @@ impl Default for Facts {
     fn default() -> Self {
         Self {
             lane: Need::Write,
+            reach: Reach::Primary,
+            callees: None,
+            access: None,
+            hints: Overrides::default(),
+            alters_functions: true,
             first: StatementKind::Other,
             statements: 1,
+            begins: true,
             commits: true,
             ends_transaction: true,
             rolls_back: true,
             chains: false,
             alters_schema: true,
             executes: None,
+            commands: None,
             changes: vec![Change::Pin(PinReason::Untracked)],
         }
     }
 }
 
 impl Facts {
-    const PLAIN_SELECT: Self = Self {
+    /// Those of a text for which [`is_plain_select`] holds.
+    pub const PLAIN_SELECT: Self = Self {
         lane: Need::Read,
+        reach: Reach::Anywhere,
+        callees: None,
+        access: None,
+        hints: Overrides::NONE,
+        alters_functions: false,
         first: StatementKind::Select,
         statements: 1,
+        begins: false,
         commits: false,
         ends_transaction: false,
         rolls_back: false,
         chains: false,
         alters_schema: false,
         executes: None,
+        commands: None,
         changes: Vec::new(),
     };
 
-    /// Analyses a text. Allocates only when the text changes session state.
+    /// Analyses a text. Allocates only when the text changes session state, or calls unknown functions and was not
+    /// seen by this thread lately.
     pub fn of(text: &[u8]) -> Self {
         if is_plain_select(text) {
             return Self::PLAIN_SELECT;
+        }
+        if let Some(facts) = super::remembered::facts(text) {
+            return facts;
+        }
+        let facts = Self::analysed(text);
+        if facts.callees.is_some() && facts.changes.is_empty() {
+            super::remembered::remember(text, &facts);
+        }
+        facts
+    }
+
+    fn analysed(text: &[u8]) -> Self {
+        if let Some(commands) = sql::commands(text) {
+            return Self::of_commands(commands);
         }
         let analysis = sql::analyze(text, PlainStrings::Standard);
         let lane = match &analysis.verdict {
@@ -103,10 +214,20 @@ impl Facts {
             Verdict::Read => Need::Read,
             Verdict::Depends(_) | Verdict::Write => Need::Write,
         };
+        let callees = match &analysis.verdict {
+            Verdict::Depends(functions) => Some(functions.iter().map(Callee::of).collect()),
+            Verdict::Neutral | Verdict::Read | Verdict::Write => None,
+        };
         Self {
             lane,
+            reach: Reach::of(&analysis),
+            callees,
+            access: analysis.transaction.options.access,
+            hints: analysis.hints.terms,
+            alters_functions: alters_functions(&analysis, text),
             first: analysis.first,
             statements: analysis.statements,
+            begins: analysis.transaction.begins > 0,
             commits: analysis.transaction.commits + analysis.transaction.prepares > 0,
             ends_transaction: analysis.transaction.commits
                 + analysis.transaction.rollbacks
@@ -121,8 +242,37 @@ impl Facts {
             executes: (analysis.first == StatementKind::Execute && analysis.statements == 1)
                 .then(|| executed_name(text))
                 .flatten(),
+            commands: None,
             changes: analysis.effects.iter().filter_map(Change::of).collect(),
         }
+    }
+
+    /// Should the server get it after all, it counts for us too.
+    fn of_commands(commands: Vec<Command>) -> Self {
+        Self {
+            lane: Need::Neutral,
+            first: StatementKind::Set,
+            statements: u32::try_from(commands.len()).unwrap_or(u32::MAX),
+            changes: commands.iter().cloned().map(Change::Term).collect(),
+            commands: Some(commands.into()),
+            ..Self::PLAIN_SELECT
+        }
+    }
+
+    /// Whether it is a single statement that reads, on any server, and does nothing else.
+    pub fn is_plain(&self) -> bool {
+        let Self { statements, lane, reach, callees, access, hints, .. } = self;
+        let only_reads = *lane == Need::Read && *reach == Reach::Anywhere && callees.is_none();
+        let as_it_stands = access.is_none() && hints.is_empty() && self.executes.is_none();
+        let does_more = self.begins
+            || self.commits
+            || self.ends_transaction
+            || self.rolls_back
+            || self.chains
+            || self.alters_schema
+            || self.alters_functions;
+        let changes = self.commands.is_some() || !self.changes.is_empty();
+        *statements == 1 && only_reads && as_it_stands && !does_more && !changes
     }
 
     /// Whether it ends a failed transaction (`IsTransactionExitStmt` in `src/backend/tcop/postgres.c`).
@@ -150,6 +300,8 @@ impl Change {
             Err(_) => Some(Self::Pin(PinReason::Untracked)),
         };
         match effect {
+            Effect::SetParameter { name, scope, value } if is_ours(name) => term(name, *scope, value),
+            Effect::ResetParameter { name } if is_ours(name) => term(name, Scope::Session, &Value::Default),
             Effect::SetParameter { scope: Scope::Transaction, .. }
             | Effect::SetConfigCall { scope: Some(Scope::Transaction), .. }
             | Effect::Show { .. }
@@ -171,24 +323,82 @@ impl Change {
     }
 }
 
+/// Whether a text has DDL in it that may be about functions. What is found too much only costs a lookup.
+fn alters_functions(analysis: &Analysis<'_>, text: &[u8]) -> bool {
+    const WORDS: [&[u8]; 6] = [b"function", b"procedure", b"routine", b"aggregate", b"extension", b"schema"];
+    let ddl = [analysis.first, analysis.last].contains(&StatementKind::Ddl)
+        || (analysis.statements > 2 && analysis.verdict == Verdict::Write);
+    ddl && WORDS.iter().any(|word| text.windows(word.len()).any(|at| at.eq_ignore_ascii_case(word)))
+}
+
+fn is_ours(name: &Name<'_>) -> bool {
+    name.as_bytes().starts_with(PREFIX.as_bytes())
+}
+
+/// A SET or RESET of ours among other statements; one that is in error is none.
+fn term(name: &Name<'_>, scope: Scope, value: &Value<'_>) -> Option<Change> {
+    let setting = Setting::parse(name.as_bytes())?;
+    let span = match scope {
+        Scope::Session => Span::Session,
+        Scope::Transaction => Span::Transaction,
+    };
+    let command = match value {
+        Value::Default => Command::Reset(setting, span, ResetTag::Set),
+        Value::Text(text) => Command::Set(setting.read(text.as_bytes()).ok()?, span),
+        Value::Raw(_) => return None,
+    };
+    Some(Change::Term(command))
+}
+
 /// Whether a text is a SELECT so plain that one look at each byte proves it: no call, no quote, no comment, no
 /// second statement, and no word that begins as INTO or FOR do. Most texts of most applications are.
-fn is_plain_select(text: &[u8]) -> bool {
+pub(crate) fn is_plain_select(text: &[u8]) -> bool {
     let Some((start, rest)) = text.split_first_chunk::<7>() else { return false };
     if !start.eq_ignore_ascii_case(b"SELECT ") {
         return false;
     }
     let rest = rest.strip_suffix(b";").unwrap_or(rest);
-    let mut before = [b' ', b' '];
-    rest.iter().all(|&byte| {
-        let starts_word = !(before[0].is_ascii_alphanumeric() || before[0] == b'_');
-        let suspicious =
-            starts_word && matches!([before[1] | 0x20, byte | 0x20], [b'i', b'n'] | [b'f', b'o']);
-        before = [before[1], byte];
-        !suspicious
-            && (byte.is_ascii_alphanumeric()
-                || matches!(byte, b' ' | b',' | b'.' | b'=' | b'*' | b'_' | b'<' | b'>' | b'+' | b'\n'))
+    // Eight at a time: a branch for each byte would cost more than to look at it.
+    let (blocks, tail) = rest.as_chunks::<8>();
+    blocks.iter().all(|block| are_plain(block))
+        && are_plain(tail)
+        && !has_word(rest, b'i', b'n')
+        && !has_word(rest, b'f', b'o')
+        && only_parameters(rest)
+}
+
+#[inline]
+fn are_plain(bytes: &[u8]) -> bool {
+    let is_plain = |byte: &u8| PLAIN.get(usize::from(*byte)).is_some_and(|plain| *plain);
+    bytes.iter().fold(true, |all, byte| all & is_plain(byte))
+}
+
+/// Bytes of which no call, quote, comment or second statement can be made.
+static PLAIN: [bool; 256] = {
+    let mut plain = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[expect(clippy::cast_possible_truncation, reason = "below 256")]
+        let b = byte as u8;
+        plain[byte] = b.is_ascii_alphanumeric()
+            || matches!(b, b' ' | b',' | b'.' | b'=' | b'*' | b'_' | b'<' | b'>' | b'+' | b'\n' | b'$');
+        byte += 1;
+    }
+    plain
+};
+
+/// Whether a word begins with these two letters (given in lower case).
+fn has_word(text: &[u8], first: u8, second: u8) -> bool {
+    memchr::memchr2_iter(first, first.to_ascii_uppercase(), text).any(|at| {
+        let before = at.checked_sub(1).and_then(|before| text.get(before));
+        let starts_word = before.is_none_or(|byte| !byte.is_ascii_alphanumeric() && *byte != b'_');
+        starts_word && text.get(at + 1).is_some_and(|byte| byte.eq_ignore_ascii_case(&second))
     })
+}
+
+/// Whether every dollar sign is a parameter (`$1`), and none begins a quote.
+fn only_parameters(text: &[u8]) -> bool {
+    memchr::memchr_iter(b'$', text).all(|at| text.get(at + 1).is_some_and(u8::is_ascii_digit))
 }
 
 /// The name behind a leading `EXECUTE`, as the server reads it.
@@ -214,12 +424,44 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn only_one_read_and_nothing_else_is_plain() {
+        // What is plain is sent as a read without another look: a write among it would escape the bound of its lane,
+        // and what changes the session would go unnoticed.
+        let is_plain = |text: &str| Facts::of(text.as_bytes()).is_plain();
+        for text in ["SELECT 1", "SELECT a FROM t WHERE b = $1", "SELECT lower(a) FROM t", "SELECT 'x'"] {
+            assert!(is_plain(text), "{text}");
+        }
+        for text in [
+            "",
+            "SELECT 1; SELECT 2",
+            "SELECT unknown_function()",
+            "SELECT a FROM t FOR UPDATE",
+            "SELECT a INTO b FROM t",
+            "/*tidegate:priority=sheddable*/ SELECT 1",
+            "SELECT set_config('a.b', 'c', false)",
+            "SELECT pg_advisory_lock(1)",
+            "UPDATE t SET a = 1",
+            "BEGIN",
+            "COMMIT",
+            "SET a.b = 'c'",
+            "SET tidegate.deadline_ms = 1",
+            "SHOW a.b",
+            "EXECUTE a",
+            "DEALLOCATE a",
+            "LISTEN a",
+        ] {
+            assert!(!is_plain(text), "{text}");
+        }
+    }
+
+    #[test]
     fn plain_selects_are_told_from_those_that_are_not() {
         // A wrong "plain" would hide a write or a change of session state.
         for text in [
             "SELECT 1",
             "select a.b, c from t where d = 5;",
             "SELECT abalance FROM pgbench_accounts WHERE aid = 7;",
+            "SELECT abalance FROM pgbench_accounts WHERE aid = $1;",
         ] {
             assert!(is_plain_select(text.as_bytes()), "{text}");
         }
@@ -241,7 +483,7 @@ mod tests {
     proptest! {
         #[test]
         fn the_short_cut_finds_what_the_analysis_finds(words in proptest::collection::vec(
-            "(select|from|where|into|for|update|share|temp|a|b_c|1|,|=|\\*|;|set|x\\.y|INTO|For|in|foo|intro| |\n)", 0..12)) {
+            "(select|from|where|into|for|update|share|temp|a|b_c|1|\\$1|\\$|\\$\\$|,|=|\\*|;|set|x\\.y|INTO|For|in|foo|intro| |\n)", 0..12)) {
             // Everything that the short cut takes must be a read without effects for the real analysis too.
             let text = format!("SELECT {}", words.join(" "));
             if is_plain_select(text.as_bytes()) {

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::facts::Commands;
 use crate::backend::{Statement, StatementId};
 
 /// One owed answer.
@@ -25,8 +26,10 @@ pub enum Owed {
     InjectedParse(Option<StatementId>),
     /// `BindComplete`, and the statement that is bound.
     Bind(Option<StatementId>),
-    /// What a Describe of a statement or portal brings.
+    /// What a Describe of a statement brings.
     Describe(Option<StatementId>),
+    /// What a Describe of a portal brings.
+    DescribePortal,
     /// Rows and the end of an Execute.
     Execute,
     /// `CloseComplete`.
@@ -48,6 +51,24 @@ pub enum Owed {
     Local(Box<[u8]>),
     /// As `Local`, with a `ReadyForQuery` behind it.
     LocalQuery(Box<[u8]>),
+    /// An Execute of statements that we run when their turn has come.
+    Commands(Commands),
+    /// A simple query of such statements.
+    CommandsQuery(Commands),
+    /// The server's error for something that we sent to make it fail; the application gets this one instead.
+    Refused(Box<[u8]>),
+    /// `CommandComplete` and `ReadyForQuery` of a BEGIN that was answered already.
+    InjectedBegin,
+    /// The answer to our question for a [`Token`](crate::outcome::Token), within an exchange of the application.
+    Token,
+    /// The same, in front of a simple query.
+    TokenFirst,
+    /// The same, in an exchange of its own. First `ParseComplete`, where the backend lacked the statement.
+    TokenParse(StatementId),
+    /// Then the answer.
+    TokenApart,
+    /// Then `ReadyForQuery`.
+    TokenSync,
     /// No answer: marks where the application ended a COPY.
     CopyEnd,
 }
@@ -84,7 +105,36 @@ impl Owed {
     fn is_ours(&self) -> bool {
         matches!(
             self,
-            Self::ParseKnown(_) | Self::CloseKnown(..) | Self::Local(_) | Self::LocalQuery(_) | Self::CopyEnd
+            Self::ParseKnown(_)
+                | Self::CloseKnown(..)
+                | Self::Local(_)
+                | Self::LocalQuery(_)
+                | Self::Commands(_)
+                | Self::CommandsQuery(_)
+                | Self::CopyEnd
+        )
+    }
+
+    /// Whether it is about a token: nothing that the application waits for.
+    #[inline]
+    pub fn is_token(&self) -> bool {
+        matches!(
+            self,
+            Self::Token | Self::TokenFirst | Self::TokenParse(_) | Self::TokenApart | Self::TokenSync
+        )
+    }
+
+    /// Whether the server goes on here after an error in the extended protocol.
+    #[inline]
+    pub fn ends_skipping(&self) -> bool {
+        matches!(self, Self::Sync | Self::TokenSync)
+    }
+
+    /// Whether its answer ends in `ReadyForQuery`, whoever gives it.
+    pub fn ends_with_ready(&self) -> bool {
+        matches!(
+            self,
+            Self::Query | Self::FunctionCall | Self::Sync | Self::LocalQuery(_) | Self::CommandsQuery(_)
         )
     }
 }
@@ -111,6 +161,22 @@ impl Ledger {
         Some(owed)
     }
 
+    /// The front answer was given, if it is this one.
+    #[inline]
+    pub fn settle_if(&mut self, expected: impl FnOnce(&Owed) -> bool) -> bool {
+        let is_front = self.owed.front().is_some_and(expected);
+        if is_front {
+            self.settle();
+        }
+        is_front
+    }
+
+    /// As [`Ledger::settle_if`], for answers that settle nothing in the middle of a simple query.
+    #[inline]
+    pub fn settles(&mut self, expected: impl FnOnce(&Owed) -> bool) -> bool {
+        matches!(self.owed.front(), Some(Owed::Query)) || self.settle_if(expected)
+    }
+
     /// Whether there is anything for [`Ledger::settle_ours`], now or later.
     #[inline]
     pub fn has_ours(&self) -> bool {
@@ -121,6 +187,16 @@ impl Ledger {
     #[inline]
     pub fn settle_ours(&mut self) -> Option<Owed> {
         if self.ours > 0 && self.owed.front().is_some_and(Owed::is_ours) { self.settle() } else { None }
+    }
+
+    /// Whether the application waits for something.
+    pub fn owes_the_application(&self) -> bool {
+        !self.owed.iter().all(Owed::is_token)
+    }
+
+    /// What is owed, in order.
+    pub fn iter(&self) -> impl Iterator<Item = &Owed> {
+        self.owed.iter()
     }
 
     /// Whether nothing is owed.
@@ -139,7 +215,17 @@ impl Ledger {
     pub fn ready_owed(&self) -> usize {
         self.owed
             .iter()
-            .filter(|owed| matches!(owed, Owed::Query | Owed::FunctionCall | Owed::Sync | Owed::CheckSync))
+            .filter(|owed| {
+                matches!(
+                    owed,
+                    Owed::Query
+                        | Owed::FunctionCall
+                        | Owed::Sync
+                        | Owed::CheckSync
+                        | Owed::InjectedBegin
+                        | Owed::TokenSync
+                )
+            })
             .count()
     }
 

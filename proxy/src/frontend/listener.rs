@@ -6,9 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, UnixListener};
 
-use super::login::{Accepted, log_in};
+use super::login::{Accepted, Entered, log_in};
 use crate::config::ListenAddress;
 use crate::exchange::Refusal;
 use crate::io::socket::Keepalive;
@@ -61,6 +62,7 @@ impl Listener {
                 let domain = socket2::Domain::for_address(*address);
                 let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
                 socket.set_reuse_address(true)?;
+                KEEPALIVE.set(&SockRef::from(&socket), address.ip().is_loopback())?;
                 socket.bind(&(*address).into())?;
                 socket.listen(BACKLOG)?;
                 socket.set_nonblocking(true)?;
@@ -130,12 +132,10 @@ async fn pause(error: &io::Error) {
 impl Shared {
     /// Takes a connection in, on the least loaded worker.
     fn admit(self: &Arc<Self>, mut socket: Socket, peer: Option<SocketAddr>) {
-        if let Err(error) = socket.configure(&KEEPALIVE) {
-            tracing::debug!(error = &error as &dyn std::error::Error, "connection lost right after accept");
-            return;
-        }
         let max = self.config.load().listen.max_sessions;
-        let Some(registration) = self.registry.register(peer, max) else {
+        // Beyond the limit a few are looked at, since one of them may be an operator.
+        let registration = self.registry.register(peer, max).or_else(|| self.registry.register_extra(peer));
+        let Some(registration) = registration else {
             tokio::spawn(turn_away(socket, max, Arc::clone(self)));
             return;
         };
@@ -150,8 +150,10 @@ impl Shared {
             }
             let accepted = Accepted { socket, peer, registration, worker: index };
             // Boxed: login is large and short, the session that follows is small and long.
-            if let Some(session) = Box::pin(log_in(accepted, shared)).await {
-                session.run().await;
+            match Box::pin(log_in(accepted, shared)).await {
+                Some(Entered::Session(session)) => Box::pin(session.run()).await,
+                Some(Entered::Console(console)) => console.start(),
+                None => {}
             }
         });
     }
@@ -170,7 +172,7 @@ async fn turn_away(socket: Socket, limit: usize, shared: Arc<Shared>) {
         }
         let mut out = Vec::new();
         let refusal = Refusal::TooManySessions { limit };
-        crate::telemetry::metrics::refused(refusal.reason());
+        crate::telemetry::lanes::refused(None, refusal.reason());
         refusal.put_fatal("-", &mut out);
         stream.write_all(&out).await?;
         stream.shutdown().await;

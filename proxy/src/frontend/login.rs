@@ -4,31 +4,43 @@ use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
 
 use super::authenticate::{AuthError, authenticate};
 use super::startup_settings::{StartupError, StartupParameters};
+use crate::auth::Credential;
 use crate::auth::scram::Binding;
 use crate::backend::Settings;
 use crate::config::{AuthMethod, ListenTlsMode};
+use crate::console::{self, Console};
 use crate::exchange::Refusal;
 use crate::io::{Buffer, Flow, Socket, Stream};
-use crate::pool::{Pool, PoolKey, Waiter, Welcome};
+use crate::pool::{Pool, PoolKey, Welcome};
 use crate::server::Shared;
-use crate::session::registry::{Identity, Phase, Registration};
+use crate::session::local_frames::setting_code;
+use crate::session::policy::Who;
+use crate::session::registry::{Identity, Kind, Phase, Registration};
+use crate::session::terms::SessionTerms;
 use crate::session::{Beginning, Session};
+use crate::sql::Lane;
+use crate::sql::terms::SettingError;
 use crate::tls::negotiated_postgresql;
 use crate::wire::startup::{self, ProtocolVersion, StartupPacket, VERSION_3_2};
 use crate::wire::{
     ErrorMessage, Header, Severity, SqlState, TransactionStatus, WireError, backend as reply, frontend,
 };
+use tidegate_layers::shed::Ask;
 
 /// First byte of a TLS record that carries a handshake: direct TLS, without `SSLRequest`.
 const TLS_HANDSHAKE: u8 = 0x16;
 
 /// Longest answer to an authentication request (`PG_MAX_AUTH_TOKEN_LENGTH` in PostgreSQL).
 const MAX_AUTH_MESSAGE_LEN: usize = 65_535;
+
+/// How long a connection beyond the limit of sessions may take: others wait to be looked at.
+const EXTRA_DEADLINE: Duration = Duration::from_secs(3);
 
 /// A connection that was accepted.
 #[derive(Debug)]
@@ -94,8 +106,15 @@ impl From<StartupError> for LoginError {
             StartupError::NotText(_) | StartupError::BadOptions | StartupError::TooMany => {
                 SqlState::PROTOCOL_VIOLATION
             }
+            StartupError::Setting(error) => return error.into(),
         };
         Self::refused(code, error.to_string())
+    }
+}
+
+impl From<SettingError> for LoginError {
+    fn from(error: SettingError) -> Self {
+        Self::refused(setting_code(&error), error.to_string())
     }
 }
 
@@ -103,9 +122,10 @@ impl From<StartupError> for LoginError {
 ///
 /// # Cancel safety
 /// Dropping it closes the connection.
-pub async fn log_in(accepted: Accepted, shared: Arc<Shared>) -> Option<Session> {
+pub async fn log_in(accepted: Accepted, shared: Arc<Shared>) -> Option<Entered> {
     let deadline = shared.config.load().timeouts.login;
     let Accepted { socket, peer, registration, worker } = accepted;
+    let deadline = if registration.is_extra() { deadline.min(EXTRA_DEADLINE) } else { deadline };
     let mut talk = Conversation {
         stream: Stream::Plain(socket),
         flow: Flow::default(),
@@ -115,9 +135,12 @@ pub async fn log_in(accepted: Accepted, shared: Arc<Shared>) -> Option<Session> 
     };
     let login = tokio::time::timeout(deadline, talk.log_in(&shared, registration)).await;
     let error = match login {
-        Ok(Ok(parts)) => {
+        Ok(Ok(LoggedIn::ToPool(parts))) => {
             crate::telemetry::metrics::get().sessions_started.increment(1);
-            return Some(parts.begin(talk, &shared));
+            return Some(Entered::Session(parts.begin(talk, &shared)));
+        }
+        Ok(Ok(LoggedIn::ToConsole(registration))) => {
+            return Some(Entered::Console(Console::new(talk.stream, talk.flow, registration, shared)));
         }
         Ok(Err(LoginError::Left)) => return None,
         Ok(Err(error)) => error,
@@ -128,14 +151,31 @@ pub async fn log_in(accepted: Accepted, shared: Arc<Shared>) -> Option<Session> 
     None
 }
 
+/// Who has logged in.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "it is moved once, and a session is what it almost always is")]
+pub enum Entered {
+    /// An application.
+    Session(Session),
+    /// An operator.
+    Console(Console),
+}
+
 /// What a login yields.
-struct LoggedIn {
+enum LoggedIn {
+    ToPool(Pooled),
+    ToConsole(Registration),
+}
+
+/// What it takes to be a session.
+struct Pooled {
     registration: Registration,
     pool: Arc<Pool>,
     startup: Arc<Settings>,
+    terms: Box<SessionTerms>,
 }
 
-impl LoggedIn {
+impl Pooled {
     fn begin(self, talk: Conversation, shared: &Arc<Shared>) -> Session {
         Session::new(Beginning {
             app: talk.stream,
@@ -146,6 +186,7 @@ impl LoggedIn {
             worker: talk.worker,
             mode: shared.config.load().pool.mode,
             startup: self.startup,
+            terms: self.terms,
             routes: Arc::clone(&shared.routes),
         })
     }
@@ -165,7 +206,7 @@ impl Conversation {
     async fn log_in(
         &mut self,
         shared: &Arc<Shared>,
-        registration: Registration,
+        mut registration: Registration,
     ) -> Result<LoggedIn, LoginError> {
         self.accept_direct_tls(shared).await?;
         let (version, parameters) = self.startup(shared).await?;
@@ -187,6 +228,11 @@ impl Conversation {
             ));
         }
         let parameters = StartupParameters::read(&parameters)?;
+        let to_console = console::is_console(&parameters.database);
+        if if to_console { !registration.claim_console() } else { registration.is_extra() } {
+            let limit = config.listen.max_sessions;
+            return Err(LoginError::Refusal(Refusal::TooManySessions { limit }));
+        }
         self.negotiate(version, &parameters);
         let credential = authenticate(self, &parameters.user, config.listen.auth, shared).await?;
         if config.listen.auth == AuthMethod::Trust && !shared.may_trust(self.local) {
@@ -195,24 +241,85 @@ impl Conversation {
                 "trust is for local applications",
             ));
         }
+        if to_console {
+            return self.enter_console(shared, &parameters, registration, version).await;
+        }
+        if shared.databases.find(&parameters.database).is_some_and(|database| database.is_disabled()) {
+            return Err(LoginError::refused(
+                SqlState::NOT_IN_PREREQUISITE_STATE,
+                "tidegate: an operator has disabled this database",
+            ));
+        }
         let key = PoolKey {
             database: parameters.database.as_str().into(),
             user: parameters.user.as_str().into(),
             replication: parameters.replication.as_deref().map(Into::into),
         };
-        let pool = shared.routes.primary().pool(key);
-        pool.set_credential(credential);
-        let startup = if pool.key.replication.is_some() { Settings::none() } else { parameters.settings };
-        let welcome = self.welcome(&pool, &startup).await?;
-        let _ = registration.entry.identity.set(Identity {
-            user: parameters.user.into(),
-            database: parameters.database.into(),
-            application_name: parameters.application_name.into(),
-        });
+        let startup =
+            if key.replication.is_some() { Settings::none() } else { Arc::clone(&parameters.settings) };
+        let who = Who {
+            user: parameters.user.as_str().into(),
+            database: parameters.database.as_str().into(),
+            application_name: parameters.application_name.as_str().into(),
+        };
+        let policies = Arc::clone(&shared.policies);
+        let idle = Arc::clone(&registration.entry.idle);
+        let terms = Box::new(SessionTerms::new(policies, who, &parameters.terms, idle)?);
+        // In a box: most logins in progress are not so far, and each of them has memory for all of this.
+        let (pool, welcome) = Box::pin(self.find_welcome(shared, &key, &credential, &startup)).await?;
+        self.identify(&registration, &parameters, Kind::Application);
         self.say_welcome(&welcome, &registration, version);
         registration.entry.enter(Phase::Idle);
         self.flush().await?;
-        Ok(LoggedIn { registration, pool, startup })
+        Ok(LoggedIn::ToPool(Pooled { registration, pool, startup, terms }))
+    }
+
+    /// An operator has proven who it is; may it in?
+    async fn enter_console(
+        &mut self,
+        shared: &Arc<Shared>,
+        parameters: &StartupParameters,
+        registration: Registration,
+        version: ProtocolVersion,
+    ) -> Result<LoggedIn, LoginError> {
+        let config = shared.config.load();
+        if config.listen.auth != AuthMethod::Trust && !config.admin.users.contains(&parameters.user) {
+            return Err(LoginError::refused(
+                SqlState::INVALID_AUTHORIZATION,
+                "tidegate: this user may not use the admin console (see admin.users)",
+            ));
+        }
+        drop(config);
+        self.identify(&registration, parameters, Kind::Console);
+        self.say_welcome(&console::welcome(), &registration, version);
+        registration.entry.enter(Phase::Idle);
+        self.flush().await?;
+        Ok(LoggedIn::ToConsole(registration))
+    }
+
+    fn identify(&self, registration: &Registration, parameters: &StartupParameters, kind: Kind) {
+        let local = match self.stream.socket() {
+            Socket::Tcp(socket) => socket.local_addr().ok(),
+            Socket::Unix(_) | Socket::Detached => None,
+        };
+        let _ = registration.entry.identity.set(Identity {
+            kind,
+            user: parameters.user.as_str().into(),
+            database: parameters.database.as_str().into(),
+            application_name: parameters.application_name.as_str().into(),
+            local,
+            tls: self.encryption().into(),
+        });
+    }
+
+    /// As in PgBouncer's SHOW CLIENTS: version and cipher suite.
+    fn encryption(&self) -> String {
+        let Stream::Tls(stream) = &self.stream else { return String::new() };
+        let (_, connection) = stream.get_ref();
+        let version = connection.protocol_version().and_then(|version| version.as_str());
+        let suite = connection.negotiated_cipher_suite().and_then(|suite| suite.suite().as_str());
+        let version = version.unwrap_or("TLS").replace('_', ".");
+        format!("{version}/{}", suite.unwrap_or("unknown").replace("TLS13_", "TLS_"))
     }
 
     /// TLS that starts with the very first byte, as libpq does with `sslnegotiation=direct`.
@@ -304,13 +411,42 @@ impl Conversation {
         }
     }
 
+    /// From the primary, and while there is none from whoever lets the application in.
+    async fn find_welcome(
+        &self,
+        shared: &Arc<Shared>,
+        key: &PoolKey,
+        credential: &Credential,
+        startup: &Arc<Settings>,
+    ) -> Result<(Arc<Pool>, Arc<Welcome>), LoginError> {
+        let mut epoch = shared.routes.epoch();
+        let mut upstreams = shared.routes.for_login().into_iter();
+        loop {
+            let Some(upstream) = upstreams.next() else { return Err(LoginError::Left) };
+            let pool = upstream.pool(key.clone());
+            pool.set_credential(credential.clone());
+            match self.welcome(&pool, startup).await {
+                Ok(welcome) => return Ok((pool, welcome)),
+                Err(LoginError::Refusal(refusal))
+                    if refusal.is_about_server() && upstreams.len() > 0 && key.replication.is_none() => {}
+                // Sent away by a failover; the login's own deadline bounds how often that can be.
+                Err(LoginError::Refusal(refusal))
+                    if refusal.is_about_server() && shared.routes.epoch() != epoch =>
+                {
+                    epoch = shared.routes.epoch();
+                    upstreams = shared.routes.for_login().into_iter();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// What the pool tells at login: from memory, or from a backend that gets this session's settings.
     async fn welcome(&self, pool: &Arc<Pool>, startup: &Arc<Settings>) -> Result<Arc<Welcome>, LoginError> {
         if let Some(welcome) = pool.welcomes.get(startup) {
             return Ok(welcome);
         }
-        let waiter = Arc::new(Waiter::default());
-        let acquired = pool.acquire(&waiter, self.worker).await;
+        let acquired = pool.acquire(Lane::Read, Ask::default(), self.worker).await;
         let mut lease = acquired.map_err(LoginError::Refusal)?;
         let asked = crate::session::settle::introduce(&mut lease, startup).await;
         match asked {
@@ -354,8 +490,10 @@ impl Conversation {
                 .put(&mut self.out);
             }
             LoginError::Refusal(refusal) => {
-                tracing::info!(reason = refusal.reason(), "login refused");
-                crate::telemetry::metrics::refused(refusal.reason());
+                if !matches!(refusal, Refusal::TooManySessions { .. }) {
+                    tracing::info!(reason = refusal.reason(), "login refused");
+                }
+                crate::telemetry::lanes::refused(None, refusal.reason());
                 refusal.put_fatal(&shared.routes.primary().name, &mut self.out);
             }
         }
@@ -365,7 +503,7 @@ impl Conversation {
                 self.hear_out().await;
             }
         };
-        let _ = tokio::time::timeout(std::time::Duration::from_secs(1), farewell).await;
+        let _ = tokio::time::timeout(Duration::from_secs(1), farewell).await;
     }
 
     /// Reads until the peer closes: closing over unread bytes would send RST, and with it our last word may

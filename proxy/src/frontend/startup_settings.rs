@@ -6,6 +6,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::backend::Settings;
+use crate::sql::terms::{Assignment, PREFIX, Setting, SettingError};
 
 /// What a startup packet asks for.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,8 +17,10 @@ pub struct StartupParameters {
     pub database: String,
     /// A replication connection is wanted, and which kind.
     pub replication: Option<String>,
-    /// Settings for the session.
+    /// Settings for the session, those of ours left out.
     pub settings: Arc<Settings>,
+    /// Settings of ours.
+    pub terms: Vec<Assignment>,
     /// `application_name`, for people.
     pub application_name: String,
     /// Protocol options that we do not know.
@@ -39,6 +42,9 @@ pub enum StartupError {
     /// Too many settings for one session.
     #[error("too many startup parameters")]
     TooMany,
+    /// A setting of ours that does not exist, or with a value that it cannot have.
+    #[error(transparent)]
+    Setting(#[from] SettingError),
 }
 
 /// Settings that one startup packet may have.
@@ -72,9 +78,17 @@ impl StartupParameters {
             .get("application_name")
             .map(|name| String::from_utf8_lossy(name).into_owned())
             .unwrap_or_default();
+        let terms = take_terms(&mut settings)?;
         let settings = Settings::intern(settings);
-        Ok(Self { user, database, replication, settings, application_name, unknown_options })
+        Ok(Self { user, database, replication, settings, terms, application_name, unknown_options })
     }
+}
+
+/// Takes the settings of ours out: no server shall see them.
+fn take_terms(settings: &mut BTreeMap<Box<str>, Box<[u8]>>) -> Result<Vec<Assignment>, SettingError> {
+    let ours = settings.extract_if(.., |name, _| name.starts_with(PREFIX));
+    ours.map(|(name, value)| Setting::parse(name.as_bytes()).ok_or(SettingError::Unknown(name))?.read(&value))
+        .collect()
 }
 
 fn text(name: &'static str, value: &[u8]) -> Result<String, StartupError> {
@@ -154,10 +168,27 @@ mod tests {
     }
 
     #[test]
+    fn settings_of_ours_are_kept_from_the_server() {
+        // In the server's settings they would tie the session to backends that have them, to no effect.
+        let read = read(&[
+            ("user", "u"),
+            ("options", "-c tidegate.priority=sheddable --tidegate.write-timeout=250ms"),
+            ("Tidegate.Lane", "read"),
+        ])
+        .unwrap();
+
+        assert!(read.settings.is_empty());
+        let names: Vec<_> = read.terms.iter().map(|term| term.setting().name()).collect();
+        assert_eq!(names, ["tidegate.lane", "tidegate.priority", "tidegate.write_timeout"]);
+    }
+
+    #[test]
     fn senseless_packets_are_refused() {
         // PostgreSQL refuses them; accepting them would fail later and less clearly.
         assert_eq!(read(&[("database", "d")]), Err(StartupError::NoUser));
         assert_eq!(read(&[("user", "u"), ("options", "-d 5")]), Err(StartupError::BadOptions));
         assert_eq!(read(&[("user", "u"), ("options", "-c")]), Err(StartupError::BadOptions));
+        let unknown = SettingError::Unknown("tidegate.x".into());
+        assert_eq!(read(&[("user", "u"), ("tidegate.x", "1")]), Err(StartupError::Setting(unknown)));
     }
 }

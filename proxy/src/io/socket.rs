@@ -1,7 +1,7 @@
 //! A connected TCP or unix socket.
 
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -10,6 +10,8 @@ use rustix::net::{RecvFlags, SendFlags};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
+
+use super::Buffer;
 
 /// A connected socket, registered with the runtime of the thread that polls it.
 #[derive(Debug)]
@@ -35,23 +37,28 @@ pub struct Keepalive {
     pub user_timeout: Duration,
 }
 
-impl Socket {
-    /// Sets what every socket of ours has: no Nagle delay, and keepalive. Unix sockets need neither.
-    pub fn configure(&self, keepalive: &Keepalive) -> io::Result<()> {
-        let Self::Tcp(stream) = self else { return Ok(()) };
-        stream.set_nodelay(true)?;
-        let socket = SockRef::from(stream);
-        if stream.peer_addr()?.ip().is_loopback() {
+impl Keepalive {
+    /// Sets what every TCP socket of ours has: no Nagle delay, and keepalive. What a listening socket has is inherited
+    /// by those that it accepts (`tcp_create_openreq_child` in Linux).
+    pub fn set(&self, socket: &SockRef<'_>, loopback: bool) -> io::Result<()> {
+        socket.set_tcp_nodelay(true)?;
+        if loopback {
             // Nothing to congest between two processes of one machine; the simplest algorithm costs least.
             // Where it is not allowed the default stays.
             let _ = socket.set_tcp_congestion(b"reno");
         }
-        let settings = TcpKeepalive::new()
-            .with_time(keepalive.idle)
-            .with_interval(keepalive.interval)
-            .with_retries(keepalive.count);
+        let settings =
+            TcpKeepalive::new().with_time(self.idle).with_interval(self.interval).with_retries(self.count);
         socket.set_tcp_keepalive(&settings)?;
-        socket.set_tcp_user_timeout(Some(keepalive.user_timeout))
+        socket.set_tcp_user_timeout(Some(self.user_timeout))
+    }
+}
+
+impl Socket {
+    /// See [`Keepalive::set`]. Unix sockets need nothing of it.
+    pub fn configure(&self, keepalive: &Keepalive) -> io::Result<()> {
+        let Self::Tcp(stream) = self else { return Ok(()) };
+        keepalive.set(&SockRef::from(stream), stream.peer_addr()?.ip().is_loopback())
     }
 
     /// Makes the coming close send RST and discard what is still queued: bytes that a peer has not
@@ -103,11 +110,28 @@ impl Socket {
             }
             Self::Detached => Err(detached()),
         };
-        match (received, attempt) {
-            (Some(n), _) => Some(Ok(n)),
-            (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Some(Err(error)),
-            (None, _) => None,
-        }
+        of_attempt(received, attempt)
+    }
+
+    /// Reads into a buffer that is lent when there is something to read; `None` when there is nothing.
+    #[inline]
+    pub fn fill_now(&self, buffer: &mut Option<Buffer>) -> Option<io::Result<usize>> {
+        let mut received = None;
+        let mut fill = |socket: BorrowedFd<'_>| {
+            let mut lent = Buffer::lend();
+            let emptied = receive(socket, lent.space(), &mut received);
+            if let Some(n @ 1..) = received {
+                lent.advance(n);
+                *buffer = Some(lent);
+            }
+            emptied
+        };
+        let attempt = match self {
+            Self::Tcp(stream) => stream.try_io(Interest::READABLE, || fill(stream.as_fd())),
+            Self::Unix(stream) => stream.try_io(Interest::READABLE, || fill(stream.as_fd())),
+            Self::Detached => Err(detached()),
+        };
+        of_attempt(received, attempt)
     }
 
     /// Whether a read would find something. Takes no system call.
@@ -124,22 +148,40 @@ impl Socket {
     #[inline]
     pub fn poll_send(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         loop {
-            let attempt = match self {
-                Self::Tcp(stream) => {
-                    ready!(stream.poll_write_ready(cx))?;
-                    stream.try_io(Interest::WRITABLE, || transmit(&*stream, bytes))
-                }
-                Self::Unix(stream) => {
-                    ready!(stream.poll_write_ready(cx))?;
-                    stream.try_io(Interest::WRITABLE, || transmit(&*stream, bytes))
-                }
-                Self::Detached => Err(detached()),
-            };
-            match attempt {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                attempt => return Poll::Ready(attempt),
+            // First as if there were room, which there nearly always is: to ask for it costs more than to see.
+            match self.try_send(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => ready!(self.poll_write_ready(cx))?,
+                sent => return Poll::Ready(sent),
             }
         }
+    }
+
+    #[inline]
+    fn try_send(&self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(stream) => stream.try_io(Interest::WRITABLE, || transmit(stream, bytes)),
+            Self::Unix(stream) => stream.try_io(Interest::WRITABLE, || transmit(stream, bytes)),
+            Self::Detached => Err(detached()),
+        }
+    }
+
+    #[cold]
+    fn poll_write_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self {
+            Self::Tcp(stream) => stream.poll_write_ready(cx),
+            Self::Unix(stream) => stream.poll_write_ready(cx),
+            Self::Detached => Poll::Ready(Err(detached())),
+        }
+    }
+}
+
+/// What an attempt to read has brought; `None` when there was nothing to read.
+#[inline]
+fn of_attempt(received: Option<usize>, attempt: io::Result<()>) -> Option<io::Result<usize>> {
+    match (received, attempt) {
+        (Some(n), _) => Some(Ok(n)),
+        (None, Err(error)) if error.kind() != io::ErrorKind::WouldBlock => Some(Err(error)),
+        (None, _) => None,
     }
 }
 

@@ -19,6 +19,12 @@ pub enum Stream {
 }
 
 impl Stream {
+    /// Whether it is without TLS.
+    #[inline]
+    pub fn is_clear(&self) -> bool {
+        matches!(self, Self::Plain(_))
+    }
+
     /// Reads into `buffer`. Ready(0) is the end of the stream.
     #[inline]
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {
@@ -52,12 +58,8 @@ impl Stream {
         if let Self::Plain(socket) = self {
             loop {
                 ready!(socket.poll_read_ready(cx))?;
-                let mut lent = Buffer::lend();
-                if let Some(received) = socket.try_receive(lent.space()) {
-                    let n = received?;
-                    lent.advance(n);
-                    *buffer = (n > 0).then_some(lent);
-                    return Poll::Ready(Ok(n));
+                if let Some(received) = socket.fill_now(buffer) {
+                    return Poll::Ready(received);
                 }
             }
         }
@@ -71,8 +73,12 @@ impl Stream {
 
     /// Whether bytes, an error or the end of the stream are there already. Takes no system call when
     /// nothing happened on the socket.
+    #[inline]
     pub fn fill_now(&mut self, buffer: &mut Option<Buffer>) -> Poll<io::Result<usize>> {
-        self.poll_fill_lent(&mut Context::from_waker(Waker::noop()), buffer)
+        match self {
+            Self::Plain(socket) => socket.fill_now(buffer).map_or(Poll::Pending, Poll::Ready),
+            Self::Tls(_) => self.poll_fill_lent(&mut Context::from_waker(Waker::noop()), buffer),
+        }
     }
 
     /// Writes some of `bytes`.

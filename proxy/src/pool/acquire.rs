@@ -5,11 +5,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use super::{Lease, Pool, Waiter};
+use tidegate_layers::shed::Checkout;
+
+use super::{Lease, Pool};
+use crate::backend::Backend;
 use crate::exchange::Refusal;
+use crate::sql::Lane;
 
 /// Resolves to a [`Lease`] or to the reason why there is none. Dropping it leaves the queue at once; a
-/// backend that was granted in that very moment goes back to the pool.
+/// backend that was granted in that very moment goes to whoever is next.
 #[derive(Debug)]
 #[must_use]
 pub struct Acquire {
@@ -21,37 +25,69 @@ pub struct Acquire {
 enum State {
     Ready(Lease),
     Refused(Refusal),
-    Waiting(Arc<Pool>, Arc<Waiter>),
+    Waiting(Wait),
     Done,
 }
 
+#[derive(Debug)]
+struct Wait {
+    checkout: Checkout<Box<Backend>>,
+    pool: Arc<Pool>,
+    lane: Lane,
+    /// Whether it has been in the queue when the pool looked whether it needs more backends.
+    counted: Counted,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+enum Counted {
+    No,
+    Yes,
+}
+
 impl Acquire {
-    pub(super) fn ready(lease: Lease, worker: usize) -> Self {
+    pub(super) fn ready(lease: Lease) -> Self {
+        let worker = lease.worker;
         Self { state: State::Ready(lease), worker }
     }
 
-    pub(super) fn refused(refusal: Refusal) -> Self {
+    /// Of a checkout that was refused before it began.
+    pub fn refused(refusal: Refusal) -> Self {
         Self { state: State::Refused(refusal), worker: 0 }
     }
 
-    pub(super) fn waiting(pool: Arc<Pool>, waiter: Arc<Waiter>, worker: usize) -> Self {
-        Self { state: State::Waiting(pool, waiter), worker }
+    pub(super) fn waiting(
+        checkout: Checkout<Box<Backend>>,
+        pool: Arc<Pool>,
+        lane: Lane,
+        worker: usize,
+    ) -> Self {
+        Self { state: State::Waiting(Wait { checkout, pool, lane, counted: Counted::No }), worker }
     }
 
     /// A backend that is registered with another worker's runtime moves here.
     fn move_in(&self, mut lease: Lease) -> Result<Lease, Refusal> {
-        if lease.worker == self.worker {
-            return Ok(lease);
-        }
-        match lease.stream.socket_mut().rehome() {
-            Ok(()) => {
-                lease.worker = self.worker;
-                Ok(lease)
-            }
+        match lease.move_to(self.worker) {
+            Ok(()) => Ok(lease),
             Err(error) => Err(Refusal::NoUpstream {
                 cause: Arc::new(error.into()),
                 retry_after: std::time::Duration::from_millis(100),
             }),
+        }
+    }
+}
+
+impl Wait {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Lease, Refusal>> {
+        match Pin::new(&mut self.checkout).poll(cx) {
+            Poll::Ready(Ok(lease)) => Poll::Ready(Ok(Lease::new(lease, Arc::clone(&self.pool)))),
+            Poll::Ready(Err(refused)) => Poll::Ready(Err(self.pool.refusal(self.lane, refused))),
+            Poll::Pending => {
+                if self.counted == Counted::No {
+                    self.counted = Counted::Yes;
+                    self.pool.open_as_needed();
+                }
+                Poll::Pending
+            }
         }
     }
 }
@@ -64,11 +100,11 @@ impl Future for Acquire {
         let lease = match std::mem::replace(&mut self.state, State::Done) {
             State::Ready(lease) => lease,
             State::Refused(refusal) => return Poll::Ready(Err(refusal)),
-            State::Waiting(pool, waiter) => match waiter.poll(cx) {
-                Poll::Ready(Ok(backend)) => Lease::new(backend, pool),
+            State::Waiting(mut wait) => match wait.poll(cx) {
+                Poll::Ready(Ok(lease)) => lease,
                 Poll::Ready(Err(refusal)) => return Poll::Ready(Err(refusal)),
                 Poll::Pending => {
-                    self.state = State::Waiting(pool, waiter);
+                    self.state = State::Waiting(wait);
                     return Poll::Pending;
                 }
             },
@@ -80,15 +116,8 @@ impl Future for Acquire {
 
 impl Drop for Acquire {
     fn drop(&mut self) {
-        match std::mem::replace(&mut self.state, State::Done) {
-            State::Waiting(pool, waiter) => {
-                pool.forsake(&waiter);
-                if let Some(backend) = waiter.leave() {
-                    Lease::new(backend, pool).give_back();
-                }
-            }
-            State::Ready(lease) => lease.give_back(),
-            State::Refused(_) | State::Done => {}
+        if let State::Ready(lease) = std::mem::replace(&mut self.state, State::Done) {
+            lease.give_back();
         }
     }
 }

@@ -1,43 +1,50 @@
 //! Backends, shared: one pool per (database, user) of an upstream.
 //!
-//! A backend is idle in its pool, leased to a session, or opening. Leases are handed out first come, first
-//! served; a backend that comes back goes straight to whoever waits longest. Everything here is bounded:
-//! backends per pool and per upstream, connects at a time, waiters, and the time that each waits.
+//! A backend is idle in its pool, leased to a session, or opening. Who gets one, who waits and who is refused is
+//! the business of a [`Handoff`] with one lane for reads and one for writes; what opens and closes backends is in
+//! `opening`. Everything here is bounded: backends per lane, pool and upstream, connects at a time, waiters, and the
+//! time that each waits.
 
 pub mod acquire;
+pub mod databases;
+pub mod functions;
+pub mod hold;
+pub mod learned;
 pub mod lease;
+mod opening;
 pub mod routes;
 pub mod upstream;
-mod waiter;
 pub mod welcome;
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rand::RngExt as _;
-use tidegate_layers::backoff::Backoff;
+use tidegate_layers::breaker::Phase;
+use tidegate_layers::shed::{Ask, Handoff, LaneConfig, Overloaded, QueueConfig, Reason};
+use tokio::time::Instant;
 
 pub use acquire::Acquire;
+pub use databases::{Database, Databases};
+pub use functions::Functions;
+pub use learned::Learned;
 pub use lease::Lease;
 pub use routes::Routes;
-pub use upstream::{PoolKey, Upstream};
-pub use waiter::Waiter;
+pub use upstream::{Limits, PoolKey, Upstream};
 pub use welcome::{Welcome, Welcomes};
 
+use self::opening::Openings;
 use crate::auth::Credential;
-use crate::backend::{Backend, ConnectError, Login};
+use crate::backend::{Backend, CancelTarget};
 use crate::clock;
 use crate::exchange::Refusal;
+use crate::sql::Lane;
 use crate::telemetry::metrics;
 use crate::wire::{Header, backend as tag};
 
-/// Pause before a connect is tried again after a failure: full jitter up to this, doubling.
-const BACKOFF_BASE: Duration = Duration::from_millis(100);
-/// The pause never exceeds this.
-const BACKOFF_CAP: Duration = Duration::from_secs(5);
+/// An idle backend is looked at by the sweep when nobody has used it for this long.
+const UNUSED: Duration = Duration::from_millis(250);
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -46,38 +53,25 @@ pub struct Pool {
     pub key: PoolKey,
     /// The server that its backends are at.
     pub upstream: Arc<Upstream>,
-    inner: Mutex<Inner>,
+    backends: Handoff<Box<Backend>>,
+    openings: Mutex<Openings>,
+    /// Backends that exist, are being opened, or were given up on and may still be there.
+    open: AtomicUsize,
+    /// Of these, being opened.
+    opening: AtomicUsize,
+    /// Of these, given up on.
+    buried_alive: AtomicUsize,
+    /// Backends of an older generation are closed instead of reused.
+    generation: AtomicU64,
     credential: Mutex<Credential>,
-    paused: AtomicBool,
+    /// Its database, shared with the pools of other users and upstreams.
+    pub database: Arc<Database>,
     /// Exchanges that were answered.
     pub exchanges: AtomicU64,
     /// What applications are told at login.
     pub welcomes: Welcomes,
-}
-
-#[derive(Debug)]
-#[expect(clippy::vec_box, reason = "a backend changes hands at each transaction: only a pointer is moved")]
-struct Inner {
-    idle: Vec<Box<Backend>>,
-    waiters: VecDeque<Arc<Waiter>>,
-    /// Backends that exist or are being opened.
-    open: usize,
-    /// Of these, being opened.
-    opening: usize,
-    /// Backends of an older generation are closed instead of reused.
-    generation: u64,
-    trouble: Option<Trouble>,
-    backoff: Backoff,
-    /// Parameters that the last backend reported at login.
-    reported: BTreeMap<Box<str>, Box<[u8]>>,
-}
-
-/// Connects fail.
-#[derive(Debug, Clone)]
-struct Trouble {
-    since: Instant,
-    retry_at: Instant,
-    cause: Arc<ConnectError>,
+    /// Which functions of the database are volatile.
+    pub functions: Arc<Functions>,
 }
 
 /// What a pool is doing, for people and metrics.
@@ -89,37 +83,58 @@ pub struct PoolState {
     pub leased: usize,
     /// Backends being opened.
     pub opening: usize,
+    /// Backends that were given up on and may still be there.
+    pub zombies: usize,
     /// Sessions that wait.
     pub waiting: usize,
     /// How long the first of them has waited.
     pub longest_wait: Duration,
+    /// What each lane is doing, in the order of [`Lane::ALL`].
+    pub lanes: [LaneState; Lane::ALL.len()],
+}
+
+/// What a lane of a pool is doing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct LaneState {
+    /// Permits in use, by sessions and by zombies.
+    pub in_flight: usize,
+    /// How many may be in use now.
+    pub limit: usize,
+    /// Sessions that wait.
+    pub waiting: usize,
+}
+
+/// The lanes of a pool with these limits.
+fn lanes(limits: &Limits) -> [LaneConfig; Lane::ALL.len()] {
+    let queue = QueueConfig {
+        queue_max: limits.queue_max,
+        wait_max: limits.queue_timeout,
+        codel: limits.codel,
+        ..QueueConfig::default()
+    };
+    Lane::ALL.map(|lane| LaneConfig { ceiling: limits.ceiling(lane), queue })
 }
 
 impl Pool {
     fn new(key: PoolKey, upstream: Arc<Upstream>) -> Self {
-        Self {
+        let backends = Handoff::new(lanes(&upstream.limits()));
+        let pool = Self {
+            database: upstream.databases.get(&key.database),
+            functions: upstream.functions.of(&key.database),
             key,
             upstream,
-            inner: Mutex::new(Inner {
-                idle: Vec::new(),
-                waiters: VecDeque::new(),
-                open: 0,
-                opening: 0,
-                generation: 0,
-                trouble: None,
-                backoff: Backoff::new(BACKOFF_BASE, BACKOFF_CAP),
-                reported: BTreeMap::new(),
-            }),
+            backends,
+            openings: Mutex::default(),
+            open: AtomicUsize::new(0),
+            opening: AtomicUsize::new(0),
+            buried_alive: AtomicUsize::new(0),
+            generation: AtomicU64::new(0),
             credential: Mutex::new(Credential::None),
-            paused: AtomicBool::new(false),
             exchanges: AtomicU64::new(0),
             welcomes: Welcomes::default(),
-        }
-    }
-
-    /// No code under this lock can panic half-way through a change, so a poisoned lock is still sound.
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+        };
+        pool.obey_all();
+        pool
     }
 
     /// What new backends log in with.
@@ -134,323 +149,280 @@ impl Pool {
         }
     }
 
-    /// A backend for the session that `waiter` belongs to; `worker` is the thread that will use it.
+    /// A backend in this lane; `worker` is the thread that will use it.
+    pub fn acquire(self: &Arc<Self>, lane: Lane, ask: Ask, worker: usize) -> Acquire {
+        match self.acquire_at_once(lane, &ask, clock::now(), worker) {
+            Ok(lease) => Acquire::ready(lease),
+            Err(Overloaded { reason: Reason::Limit, .. }) => self.enqueue(lane, ask, worker),
+            Err(refusal) => Acquire::refused(self.refusal(lane, refusal)),
+        }
+    }
+
+    /// As [`Pool::acquire`], one that is idle.
+    ///
+    /// # Errors
+    /// There is none, or none for whoever asks.
     #[inline]
-    pub fn acquire(self: &Arc<Self>, waiter: &Arc<Waiter>, worker: usize) -> Acquire {
-        let mut inner = self.lock();
-        if inner.waiters.is_empty() && !self.paused.load(Ordering::Relaxed) {
-            while let Some(mut backend) = inner.take_idle(worker) {
-                if is_fresh(&mut backend) {
-                    drop(inner);
-                    return Acquire::ready(Lease::new(backend, Arc::clone(self)), worker);
+    pub(crate) fn acquire_at_once(
+        self: &Arc<Self>,
+        lane: Lane,
+        ask: &Ask,
+        now: Instant,
+        worker: usize,
+    ) -> Result<Lease, Overloaded> {
+        loop {
+            let mut lease =
+                self.backends.try_checkout_by(lane.index(), ask, now, |backend| backend.worker == worker)?;
+            if lease.generation != self.generation.load(Ordering::Relaxed) {
+                if let Some(backend) = lease.discard() {
+                    self.retire(backend);
                 }
-                self.closed(&mut inner);
-                metrics::get().backends_lost.increment(1);
+            } else if is_fresh(&mut lease) && lease.move_to(worker).is_ok() {
+                return Ok(Lease::new(lease, Arc::clone(self)));
+            } else {
+                drop(lease.discard());
+                self.upstream.trouble();
+                self.lost();
             }
         }
-        self.enqueue(inner, waiter, worker)
     }
 
     #[cold]
-    fn enqueue(
-        self: &Arc<Self>,
-        mut inner: MutexGuard<'_, Inner>,
-        waiter: &Arc<Waiter>,
-        worker: usize,
-    ) -> Acquire {
-        let limits = self.upstream.limits();
-        if inner.waiters.len() >= limits.queue_max {
-            return Acquire::refused(Refusal::QueueFull { waiting: inner.waiters.len() });
+    fn enqueue(self: &Arc<Self>, lane: Lane, ask: Ask, worker: usize) -> Acquire {
+        if let Some(trouble) = self.hopeless() {
+            return Acquire::refused(trouble);
         }
-        let now = Instant::now();
-        if let Some(trouble) = &inner.trouble
-            && inner.open == inner.opening
-            && now.duration_since(trouble.since) > limits.queue_timeout
-            && now < trouble.retry_at
-        {
-            return Acquire::refused(trouble.refusal(now));
-        }
-        waiter.enqueue(now + limits.queue_timeout);
-        inner.waiters.push_back(Arc::clone(waiter));
-        self.open_as_needed(&mut inner);
-        drop(inner);
-        Acquire::waiting(Arc::clone(self), Arc::clone(waiter), worker)
+        Acquire::waiting(self.backends.checkout(lane.index(), ask), Arc::clone(self), lane, worker)
     }
 
-    /// Takes a waiter out that no longer waits.
-    fn forsake(&self, waiter: &Arc<Waiter>) {
-        self.lock().waiters.retain(|other| !Arc::ptr_eq(other, waiter));
+    /// What an application is told that the queue refused.
+    fn refusal(&self, lane: Lane, refused: Overloaded) -> Refusal {
+        if let Some(trouble) = self.trouble() {
+            return trouble;
+        }
+        if self.database.is_paused() {
+            return Refusal::Paused { lane, retry_after: refused.retry_after };
+        }
+        match self.upstream.guard.admit(lane, Instant::now()) {
+            Err(open) => Refusal::breaker_open(lane, open),
+            Ok(()) => Refusal::Shed { lane, reason: refused.reason, retry_after: refused.retry_after },
+        }
+    }
+
+    /// Puts a phase of a lane's breaker into effect.
+    pub fn obey(&self, lane: Lane, phase: Phase) {
+        let paused = self.database.is_paused();
+        let ceiling = self.upstream.limits().ceiling(lane);
+        let ramp = if paused { Some(0) } else { phase.ramp_limit(ceiling) };
+        self.backends.set_ramp(lane.index(), ramp);
+    }
+
+    /// Refuses everybody who waits in a lane.
+    pub fn flush(&self, lane: Lane) {
+        self.backends.flush(lane.index());
+    }
+
+    /// Takes new limits over.
+    pub(super) fn configure(&self, limits: &Limits) {
+        for (index, config) in lanes(limits).into_iter().enumerate() {
+            self.backends.configure(index, config);
+        }
     }
 
     /// A backend that is ready for anybody comes back.
     #[inline]
-    fn put_back(self: &Arc<Self>, mut backend: Box<Backend>) {
+    fn put_back(self: &Arc<Self>, mut lease: tidegate_layers::shed::Lease<Box<Backend>>) {
         let now = clock::now_ms();
-        let mut inner = self.lock();
-        if backend.generation != inner.generation || now >= backend.retire_at_ms || self.owes_place(&inner) {
-            self.retire(inner, backend);
+        let stale = lease.generation != self.generation.load(Ordering::Relaxed) || now >= lease.retire_at_ms;
+        if stale || self.owes_place() {
+            if let Some(backend) = lease.discard() {
+                self.retire(backend);
+            }
             return;
         }
-        if !self.paused.load(Ordering::Relaxed) {
-            while let Some(waiter) = inner.waiters.pop_front() {
-                match waiter.grant(backend) {
-                    Ok(()) => return,
-                    // It stopped waiting a moment ago.
-                    Err(back) => backend = back,
-                }
-            }
-        }
-        backend.idle_since_ms = now;
-        inner.idle.push(backend);
+        lease.idle_since_ms = now;
+        drop(lease);
     }
 
     /// Whether this pool has more than it may, or can spare one for another pool that has none at all.
     #[inline]
-    fn owes_place(&self, inner: &Inner) -> bool {
-        inner.open > self.upstream.size()
-            || self.upstream.is_starved() && (inner.open > 1 || inner.waiters.is_empty())
+    fn owes_place(&self) -> bool {
+        let open = self.open.load(Ordering::Relaxed);
+        open > self.upstream.size() || self.upstream.is_starved() && (open > 1 || !self.is_awaited())
+    }
+
+    fn is_awaited(&self) -> bool {
+        Lane::ALL
+            .into_iter()
+            .any(|lane| self.backends.stats(lane.index()).is_some_and(|stats| stats.waiting > 0))
     }
 
     #[cold]
-    #[expect(clippy::boxed_local, reason = "it comes in a box and the task needs it whole")]
-    fn retire(self: &Arc<Self>, mut inner: MutexGuard<'_, Inner>, backend: Box<Backend>) {
-        self.closed(&mut inner);
-        drop(inner);
+    fn retire(self: &Arc<Self>, backend: Box<Backend>) {
+        self.closed();
         // Others first: this pool would take the place back at once.
         self.upstream.feed_starved();
-        self.open_as_needed(&mut self.lock());
+        self.open_as_needed();
         tokio::spawn(backend.terminate());
     }
 
-    /// A leased backend is gone.
+    /// A backend is gone.
     fn lost(self: &Arc<Self>) {
         metrics::get().backends_lost.increment(1);
-        self.closed(&mut self.lock());
+        self.closed();
         self.upstream.feed_starved();
-        self.open_as_needed(&mut self.lock());
+        self.open_as_needed();
     }
 
-    fn closed(&self, inner: &mut Inner) {
-        inner.open = inner.open.saturating_sub(1);
-        self.upstream.gave_back();
+    /// A backend was given up on; it keeps its place for now.
+    fn given_up(&self) {
+        metrics::get().backends_lost.increment(1);
+        self.buried_alive.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Starts as many connects as the waiters need and the limits allow.
-    fn open_as_needed(self: &Arc<Self>, inner: &mut Inner) {
-        let limits = self.upstream.limits();
-        let now = Instant::now();
-        while inner.waiters.len() > inner.opening
-            && inner.open < limits.size
-            && inner.trouble.as_ref().is_none_or(|trouble| now >= trouble.retry_at)
-            && !self.paused.load(Ordering::Relaxed)
-        {
-            if !self.upstream.reserve(self, inner.open) {
-                return;
-            }
-            inner.open += 1;
-            inner.opening += 1;
-            tokio::spawn(Arc::clone(self).open(inner.generation, upstream::current_worker()));
-        }
-    }
-
-    /// Opens one backend, within the connect deadline and the upstream's limit of connects at a time.
-    async fn open(self: Arc<Self>, generation: u64, worker: usize) {
-        let opening = Opening(Some(Arc::clone(&self)));
-        let Ok(_place) = self.upstream.connects.acquire().await else { return };
-        if !self.is_wanted() {
-            return;
-        }
-        let limits = self.upstream.limits();
-        let login = Login {
-            user: self.key.user.to_string(),
-            database: self.key.database.to_string(),
-            replication: self.key.replication.as_deref().map(str::to_owned),
-            credential: self.credential(),
-        };
-        let connector = self.upstream.connector();
-        let lifetime = limits.max_lifetime.mul_f64(rand::rng().random_range(0.9..=1.1));
-        let connect = connector.connect(&login, worker, lifetime);
-        let opened = match tokio::time::timeout(limits.connect_timeout, connect).await {
-            Ok(opened) => opened,
-            Err(_) => Err(ConnectError::Timeout),
-        };
-        match opened {
-            Ok(mut backend) => {
-                backend.generation = generation;
-                opening.succeeded(backend);
-            }
-            Err(error) => opening.failed(error),
-        }
-    }
-
-    /// Whether a connect that is about to start still has a purpose.
-    fn is_wanted(&self) -> bool {
-        let inner = self.lock();
-        !inner.waiters.is_empty() || inner.idle.len() < self.upstream.limits().min_idle
-    }
-
-    fn open_failed(self: &Arc<Self>, error: ConnectError) {
-        metrics::get().connects_failed.increment(1);
-        let error = Arc::new(error);
-        tracing::warn!(
-            upstream = %self.upstream.name, database = %self.key.database, user = %self.key.user,
-            error = &*error as &dyn std::error::Error, "cannot open a backend"
-        );
-        let now = Instant::now();
-        let mut inner = self.lock();
-        inner.opening = inner.opening.saturating_sub(1);
-        self.closed(&mut inner);
-        let pause = inner.backoff.next(&mut rand::rng());
-        let since = inner.trouble.as_ref().map_or(now, |trouble| trouble.since);
-        inner.trouble = Some(Trouble { since, retry_at: now + pause, cause: Arc::clone(&error) });
-        if error.is_permanent() {
-            for waiter in inner.waiters.drain(..) {
-                waiter.refuse(Refusal::LoginRefused(Arc::clone(&error)));
-            }
-        }
-        drop(inner);
-        let pool = Arc::clone(self);
-        tokio::spawn(async move {
-            tokio::time::sleep(pause).await;
-            pool.open_as_needed(&mut pool.lock());
+    /// One that was given up on is gone.
+    pub(crate) fn buried(self: &Arc<Self>) {
+        self.buried_alive.fetch_sub(1, Ordering::Relaxed);
+        self.closed();
+        // From the control thread, which must not open backends on its runtime.
+        self.upstream.on_worker(Arc::clone(self), |pool| {
+            pool.upstream.feed_starved();
+            pool.open_as_needed();
         });
     }
 
-    fn opened(self: &Arc<Self>, backend: Backend) {
-        metrics::get().connects.increment(1);
-        let mut inner = self.lock();
-        inner.opening = inner.opening.saturating_sub(1);
-        inner.trouble = None;
-        inner.backoff.reset();
-        if inner.reported != backend.reported {
-            inner.reported = backend.reported.clone();
-            self.welcomes.clear();
-        }
-        drop(inner);
-        self.put_back(Box::new(backend));
-        self.open_as_needed(&mut self.lock());
+    fn closed(&self) {
+        self.open.fetch_sub(1, Ordering::AcqRel);
+        self.upstream.gave_back();
     }
 
-    /// Refuses the waiters whose time is over. Called often; cheap while nobody waits.
+    /// Refuses the waiters whose time is over. Called every 10 ms; cheap while nobody waits.
     pub fn sweep_waiters(&self, now: Instant) {
-        let mut inner = self.lock();
-        while let Some(first) = inner.waiters.front()
-            && first.deadline() <= now
-        {
-            let refusal = match &inner.trouble {
-                Some(trouble) if inner.open == inner.opening => trouble.refusal(now),
-                _ => Refusal::QueueTimeout { waited: self.upstream.limits().queue_timeout },
-            };
-            if let Some(waiter) = inner.waiters.pop_front() {
-                waiter.refuse(refusal);
-            }
-        }
+        self.backends.sweep(now);
     }
 
     /// Closes idle backends that are old, stale or dead, and keeps `min_idle`. Called every 250 ms, inside a
     /// runtime.
     pub fn sweep_idle(self: &Arc<Self>) {
         let limits = self.upstream.limits();
-        let mut gone = Vec::new();
-        let mut inner = self.lock();
-        let generation = inner.generation;
-        let mut keep = Vec::with_capacity(inner.idle.len());
-        let mut left = inner.idle.len();
-        for mut backend in std::mem::take(&mut inner.idle) {
-            let unused = clock::since(backend.idle_since_ms) > limits.idle_timeout;
-            let surplus = unused && left > limits.min_idle;
-            if surplus
-                || clock::now_ms() >= backend.retire_at_ms
-                || backend.generation != generation
-                || inner.open - gone.len() > limits.size
-            {
+        let generation = self.generation.load(Ordering::Relaxed);
+        let mut left = self.backends.idle();
+        let mut surplus = self.open.load(Ordering::Relaxed).saturating_sub(limits.size);
+        let gone = self.backends.take_idle(|backend| {
+            let unused = clock::since(backend.idle_since_ms) > limits.idle_timeout && left > limits.min_idle;
+            let old = clock::now_ms() >= backend.retire_at_ms || backend.generation != generation;
+            let goes = unused || old || surplus > 0;
+            if goes {
                 left -= 1;
-                gone.push(backend);
-            } else if is_fresh(&mut backend) {
-                keep.push(backend);
+                surplus = surplus.saturating_sub(1);
+            }
+            goes
+        });
+        for backend in gone {
+            self.closed();
+            tokio::spawn(backend.terminate());
+        }
+        self.drop_dead();
+        self.keep_min_idle(&limits);
+        self.open_as_needed();
+    }
+
+    /// Finds backends that ended while they were idle.
+    fn drop_dead(self: &Arc<Self>) {
+        let mut dead = 0;
+        // Those in constant use are looked at when they are used.
+        for mut backend in self.backends.take_idle(|backend| clock::since(backend.idle_since_ms) >= UNUSED) {
+            if is_fresh(&mut backend) {
+                self.backends.put(backend);
             } else {
-                left -= 1;
-                self.closed(&mut inner);
-                metrics::get().backends_lost.increment(1);
+                dead += 1;
             }
         }
-        inner.idle = keep;
-        for _ in &gone {
-            self.closed(&mut inner);
+        if dead > 0 {
+            self.upstream.trouble();
         }
-        let in_use = inner.open > 0 || !inner.waiters.is_empty();
-        let missing = in_use && inner.idle.len() + inner.opening < limits.min_idle;
-        if missing
-            && inner.open < limits.size
-            && inner.trouble.is_none()
-            && self.upstream.reserve(self, inner.open)
-        {
-            inner.open += 1;
-            inner.opening += 1;
-            tokio::spawn(Arc::clone(self).open(generation, upstream::current_worker()));
-        }
-        self.open_as_needed(&mut inner);
-        drop(inner);
-        for backend in gone {
-            tokio::spawn(backend.terminate());
+        for _ in 0..dead {
+            self.lost();
         }
     }
 
     /// Closes one backend that was idle for at least `idle` to make room for another pool; whether there was
     /// one.
     fn evict(&self, idle: Duration) -> bool {
-        let mut inner = self.lock();
-        if inner.idle.first().is_none_or(|first| clock::since(first.idle_since_ms) < idle) {
-            return false;
+        let mut found = false;
+        let evicted = self.backends.take_idle(|backend| {
+            let take = !found && clock::since(backend.idle_since_ms) >= idle;
+            found |= take;
+            take
+        });
+        for backend in evicted {
+            self.closed();
+            tokio::spawn(backend.terminate());
         }
-        let backend = inner.idle.remove(0);
-        self.closed(&mut inner);
-        drop(inner);
-        tokio::spawn(backend.terminate());
-        true
+        found
     }
 
     /// Every backend of now is closed at its next idle moment, idle ones at the next sweep.
     pub fn reconnect(&self) {
-        self.lock().generation += 1;
+        self.generation.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// As [`Pool::reconnect`], and idle backends are closed at once; a pause takes effect. To be called inside a
+    /// runtime.
+    pub fn close_backends(self: &Arc<Self>) {
+        self.reconnect();
+        self.obey_all();
+        for backend in self.backends.take_idle(|_| true) {
+            self.closed();
+            tokio::spawn(backend.terminate());
+        }
+    }
+
+    /// Goes on after a pause. To be called inside a runtime.
+    pub fn resume(self: &Arc<Self>) {
+        self.obey_all();
+        self.open_as_needed();
+    }
+
+    /// Puts the phases of both breakers, and a pause, into effect. From any thread.
+    pub fn obey_all(&self) {
+        for lane in Lane::ALL {
+            self.obey(lane, self.upstream.guard.phase(lane));
+        }
+    }
+
+    /// The backends that serve nobody, each with the time on the clock since when.
+    pub fn idle_backends(&self) -> Vec<(Arc<CancelTarget>, u64)> {
+        let mut idle = Vec::new();
+        self.backends.for_each_idle(|backend| {
+            idle.push((Arc::clone(&backend.cancel_target), backend.idle_since_ms));
+        });
+        idle
     }
 
     /// What the pool is doing.
     pub fn state(&self) -> PoolState {
-        let inner = self.lock();
-        let leased = inner.open.saturating_sub(inner.idle.len() + inner.opening);
-        let longest_wait = inner.waiters.front().map_or(Duration::ZERO, |first| first.waited());
+        let now = Instant::now();
+        let stats = Lane::ALL.map(|lane| self.backends.stats(lane.index()));
+        let idle = self.backends.idle();
+        let opening = self.opening.load(Ordering::Relaxed);
+        let zombies = self.buried_alive.load(Ordering::Relaxed);
+        let open = self.open.load(Ordering::Relaxed);
+        let first = stats.iter().flatten().filter_map(|stats| stats.waiting_since).min();
         PoolState {
-            idle: inner.idle.len(),
-            leased,
-            opening: inner.opening,
-            waiting: inner.waiters.len(),
-            longest_wait,
-        }
-    }
-}
-
-impl Trouble {
-    fn refusal(&self, now: Instant) -> Refusal {
-        let retry_after = self.retry_at.saturating_duration_since(now).max(BACKOFF_BASE);
-        if self.cause.is_permanent() {
-            return Refusal::LoginRefused(Arc::clone(&self.cause));
-        }
-        Refusal::NoUpstream { cause: Arc::clone(&self.cause), retry_after }
-    }
-}
-
-impl Inner {
-    /// The idle backend that was used last and needs no move to this worker, else the one used last.
-    #[inline]
-    fn take_idle(&mut self, worker: usize) -> Option<Box<Backend>> {
-        match self.idle.last() {
-            Some(last) if last.worker == worker => self.idle.pop(),
-            Some(_) => match self.idle.iter().rposition(|backend| backend.worker == worker) {
-                Some(index) => Some(self.idle.remove(index)),
-                None => self.idle.pop(),
-            },
-            None => None,
+            idle,
+            leased: open.saturating_sub(idle + opening + zombies),
+            opening,
+            zombies,
+            waiting: stats.iter().flatten().map(|stats| stats.waiting).sum(),
+            longest_wait: first.map_or(Duration::ZERO, |since| now.saturating_duration_since(since)),
+            lanes: stats.map(|stats| {
+                stats.map_or_else(LaneState::default, |stats| LaneState {
+                    in_flight: stats.in_flight,
+                    limit: stats.limit,
+                    waiting: stats.waiting,
+                })
+            }),
         }
     }
 }
@@ -476,31 +448,4 @@ fn is_harmless(mut bytes: &[u8]) -> bool {
         }
     }
     bytes.is_empty()
-}
-
-/// The place of a backend that is being opened; dropping it gives the place back.
-struct Opening(Option<Arc<Pool>>);
-
-impl Opening {
-    fn succeeded(mut self, backend: Backend) {
-        if let Some(pool) = self.0.take() {
-            pool.opened(backend);
-        }
-    }
-
-    fn failed(mut self, error: ConnectError) {
-        if let Some(pool) = self.0.take() {
-            pool.open_failed(error);
-        }
-    }
-}
-
-impl Drop for Opening {
-    fn drop(&mut self) {
-        if let Some(pool) = self.0.take() {
-            let mut inner = pool.lock();
-            inner.opening = inner.opening.saturating_sub(1);
-            pool.closed(&mut inner);
-        }
-    }
 }

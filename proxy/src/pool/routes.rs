@@ -1,45 +1,256 @@
-//! Which upstream serves: replaced as a whole, noticed by sessions at their next checkout.
+//! Which upstream serves what: the topology in force, replaced as a whole and read at each checkout.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
 use super::Upstream;
+use super::hold::Hold;
+use crate::config::{self, AfterWrite, Config, ReadFrom, Roles};
+use crate::exchange::facts::Reach;
+use crate::outcome::Resolver;
+use crate::sql::Lane;
+use crate::upstream::topology::{Health, Role, Topology, UpstreamView, Writes};
+use crate::upstream::{LastWrite, ReadPolicy, SessionView, WhyNot, route};
+
+/// What of the configuration decides where to go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Policy {
+    /// Where reads go.
+    pub read: ReadPolicy,
+    /// How long writes wait for a primary, and how many of them.
+    pub hold: config::Hold,
+}
+
+impl Policy {
+    /// From the configuration.
+    pub fn of(config: &Config) -> Self {
+        Self { read: ReadPolicy::from(&config.read), hold: config.hold.clone() }
+    }
+}
+
+/// Who says what the upstreams are. One alone is the primary: there is nobody to fail over to.
+pub fn roles_of(config: &Config) -> Roles {
+    if config.cluster.upstreams.len() > 1 { config.cluster.roles } else { Roles::Static }
+}
+
+/// All that a checkout looks at.
+#[derive(Debug)]
+struct Map {
+    upstreams: Vec<Arc<Upstream>>,
+    topology: Arc<Topology>,
+    /// The upstream of each view in the topology; `None` for one that is being added or removed.
+    served_by: Vec<Option<Arc<Upstream>>>,
+    policy: Policy,
+    asked: Asked,
+    /// Since when there has been no primary.
+    lost: Option<Instant>,
+}
+
+/// Whether anything is known.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Asked {
+    /// One upstream that takes everything.
+    Alone,
+    /// Some upstream was not asked yet.
+    NotAll,
+    All,
+}
+
+impl Map {
+    fn new(
+        upstreams: Vec<Arc<Upstream>>,
+        topology: Arc<Topology>,
+        policy: Policy,
+        lost: Option<Instant>,
+    ) -> Self {
+        let by_name = |view: &UpstreamView| upstreams.iter().find(|upstream| upstream.name == view.name);
+        let served_by: Vec<_> = topology.upstreams().iter().map(|view| by_name(view).cloned()).collect();
+        let unasked = topology.upstreams().iter().any(|view| view.health == Health::Unknown);
+        let asked = match upstreams.len() {
+            1 => Asked::Alone,
+            _ if unasked || topology.upstreams().is_empty() => Asked::NotAll,
+            _ => Asked::All,
+        };
+        let lost = topology.primary().is_none().then(|| lost.unwrap_or_else(Instant::now));
+        Self { upstreams, topology, served_by, policy, asked, lost }
+    }
+
+    fn of(&self, view: &UpstreamView) -> Option<&Arc<Upstream>> {
+        let index = self.topology.upstreams().iter().position(|other| other.id == view.id)?;
+        self.served_by.get(index)?.as_ref()
+    }
+
+    fn view(&self, upstream: &Upstream) -> Option<&UpstreamView> {
+        self.topology.upstreams().iter().find(|view| view.name == upstream.name)
+    }
+
+    fn primary(&self) -> Option<&Arc<Upstream>> {
+        self.of(self.topology.primary()?)
+    }
+
+    fn is_primary(&self, upstream: &Arc<Upstream>) -> bool {
+        self.primary().is_some_and(|primary| Arc::ptr_eq(primary, upstream))
+    }
+
+    /// Only the primary is to take writes; a standby is not ill for refusing them.
+    fn brief_guards(&self) {
+        for upstream in &self.upstreams {
+            upstream.guard.set_primary(self.asked == Asked::Alone || self.is_primary(upstream));
+        }
+    }
+
+    /// The first that is not known to be unfit, while roles are not known.
+    fn first(&self) -> Option<&Arc<Upstream>> {
+        let fits = |upstream: &&Arc<Upstream>| {
+            self.view(upstream).is_none_or(|view| view.fenced.is_none() && view.health != Health::Down)
+        };
+        self.upstreams.iter().find(fits).or(self.upstreams.first())
+    }
+
+    /// Another upstream for a read, where the breaker of the chosen one is open; the chosen one if there is none.
+    #[cold]
+    fn around<'a>(
+        &'a self,
+        chosen: &'a Arc<Upstream>,
+        policy: &ReadPolicy,
+        session: &SessionView,
+    ) -> &'a Arc<Upstream> {
+        let bound = policy.after_write != AfterWrite::Any
+            && session.last_write.is_some_and(|write| {
+                session.now.saturating_duration_since(write.at) < policy.after_write_for
+            });
+        let standbys = self.topology.standbys(policy.max_lag).filter(|_| !bound);
+        let standby = standbys
+            .filter_map(|view| self.of(view))
+            .filter(|upstream| admits(upstream))
+            .min_by_key(|upstream| upstream.leased());
+        let primary = self.primary().filter(|primary| policy.from != ReadFrom::Standby && admits(primary));
+        standby.or(primary).unwrap_or(chosen)
+    }
+
+    /// A write whose position is not known is before what the primary said later.
+    fn located(&self, write: LastWrite) -> LastWrite {
+        let said = self.topology.primary().and_then(|view| view.observed).filter(|(_, at)| *at > write.at);
+        LastWrite { lsn: write.lsn.or(said.map(|(seen, _)| seen.lsn)), ..write }
+    }
+
+    fn route(&self, reach: Reach, session: &SessionView) -> Result<&Arc<Upstream>, WhyNot> {
+        if self.asked == Asked::Alone {
+            return self.upstreams.first().ok_or(WhyNot::NoPrimary);
+        }
+        let (lane, policy) = match reach {
+            Reach::Primary => (Lane::Write, self.policy.read),
+            Reach::PreferPrimary => (Lane::Read, ReadPolicy { from: ReadFrom::Primary, ..self.policy.read }),
+            Reach::Anywhere => (Lane::Read, self.policy.read),
+        };
+        let outstanding = |id| {
+            let views = self.topology.upstreams().iter().zip(&self.served_by);
+            let upstream =
+                views.filter(|(view, _)| view.id == id).find_map(|(_, upstream)| upstream.as_ref());
+            upstream.map_or(usize::MAX, |upstream| upstream.leased())
+        };
+        let session =
+            SessionView { last_write: session.last_write.map(|write| self.located(write)), ..*session };
+        match route(&self.topology, lane, &policy, &session, outstanding) {
+            Ok(id) => {
+                let view = self.topology.get(id);
+                let chosen = view.and_then(|view| self.of(view)).ok_or(WhyNot::NoPrimary)?;
+                let stalls = lane == Lane::Read && !admits(chosen);
+                Ok(if stalls { self.around(chosen, &policy, &session) } else { chosen })
+            }
+            // Somebody has to be the first to log in.
+            Err(why) if self.asked == Asked::NotAll && lane == Lane::Read => self.first().ok_or(why),
+            Err(why) => Err(why),
+        }
+    }
+}
 
 /// See the module documentation.
 #[derive(Debug)]
 pub struct Routes {
-    upstreams: ArcSwap<Vec<Arc<Upstream>>>,
-    primary: ArcSwap<Upstream>,
+    map: ArcSwap<Map>,
     /// Upstreams that are configured no more and still have backends.
     retired: Mutex<Vec<Arc<Upstream>>>,
     epoch: AtomicU64,
+    /// Changes from one checkout to the next.
+    turn: AtomicUsize,
+    /// Writes that wait for a primary.
+    pub hold: Hold,
+    /// Whether a primary took writes before.
+    opened: AtomicBool,
+    /// Finds out what became of commits that broke.
+    pub resolver: Resolver,
 }
 
 impl Routes {
-    /// The first upstream is the primary.
-    pub fn new(primary: Arc<Upstream>, others: impl IntoIterator<Item = Arc<Upstream>>) -> Self {
-        let mut upstreams = vec![Arc::clone(&primary)];
-        upstreams.extend(others);
+    /// Nothing is known of these yet.
+    pub fn new(upstreams: Vec<Arc<Upstream>>, policy: Policy) -> Self {
+        let map = Map::new(upstreams, Arc::new(Topology::empty()), policy, None);
+        map.brief_guards();
         Self {
-            upstreams: ArcSwap::from_pointee(upstreams),
-            primary: ArcSwap::from(primary),
+            map: ArcSwap::from_pointee(map),
             retired: Mutex::default(),
             epoch: AtomicU64::new(0),
+            turn: AtomicUsize::new(0),
+            hold: Hold::default(),
+            opened: AtomicBool::new(false),
+            resolver: Resolver::default(),
         }
     }
 
-    /// Replaces all upstreams; sessions change over at their next checkout.
-    pub fn replace(&self, primary: Arc<Upstream>, others: impl IntoIterator<Item = Arc<Upstream>>) {
-        let mut upstreams = vec![Arc::clone(&primary)];
-        upstreams.extend(others);
-        let old = self.upstreams.swap(Arc::new(upstreams));
-        self.primary.store(primary);
-        self.epoch.fetch_add(1, Ordering::Release);
-        let current = self.upstreams.load();
-        let gone = old.iter().filter(|old| !current.iter().any(|new| Arc::ptr_eq(old, new)));
+    /// Replaces all upstreams, and the policy; sessions change over at their next checkout.
+    pub fn replace(&self, upstreams: Vec<Arc<Upstream>>, policy: Policy) {
+        let old = self.map.load_full();
+        self.map.store(Arc::new(Map::new(upstreams, Arc::clone(&old.topology), policy, old.lost)));
+        self.changed();
+        let current = self.map.load();
+        current.brief_guards();
+        let gone =
+            old.upstreams.iter().filter(|old| !current.upstreams.iter().any(|new| Arc::ptr_eq(old, new)));
         self.lock_retired().extend(gone.map(Arc::clone));
+    }
+
+    /// Puts a topology in force. All sessions follow it from their next checkout on, whoever waits at once.
+    pub fn publish(&self, topology: Arc<Topology>) {
+        let old = self.map.load_full();
+        let new = Arc::new(Map::new(old.upstreams.clone(), topology, old.policy.clone(), old.lost));
+        if !differs(&old.topology, &new.topology) {
+            return self.map.store(new);
+        }
+        let known =
+            || new.upstreams.iter().filter_map(|upstream| new.view(upstream).map(|view| (upstream, view)));
+        for (upstream, view) in known() {
+            upstream.enter_epoch(old.view(upstream), view);
+        }
+        self.map.store(Arc::clone(&new));
+        self.changed();
+        new.brief_guards();
+        let opens = new.topology.writes() == Writes::Open && old.topology.writes() != Writes::Open;
+        let anew = opens && self.opened.swap(true, Ordering::AcqRel);
+        for (upstream, view) in known() {
+            if anew && new.is_primary(upstream) {
+                // What its lane met before was under another primary, or in this one's former life.
+                upstream.guard.breaker(Lane::Write).renew();
+            }
+            let before = old.view(upstream);
+            if before.is_some_and(|before| view.epoch > before.epoch && !before.health.is_usable())
+                && view.health.is_usable()
+            {
+                // It has proven itself more than a breaker asks for.
+                upstream.guard.breaker(Lane::Read).renew();
+            }
+            upstream.send_away(before, view);
+        }
+        if new.topology.writes() != old.topology.writes() {
+            self.hold.release();
+        }
+    }
+
+    fn changed(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
     }
 
     fn lock_retired(&self) -> MutexGuard<'_, Vec<Arc<Upstream>>> {
@@ -48,7 +259,7 @@ impl Routes {
 
     /// Upstreams that still need looking after: all that are configured, and those that were.
     pub fn tended(&self) -> Vec<Arc<Upstream>> {
-        let mut all = self.upstreams.load().to_vec();
+        let mut all = self.map.load().upstreams.clone();
         all.extend(self.lock_retired().iter().map(Arc::clone));
         all
     }
@@ -64,19 +275,118 @@ impl Routes {
         });
     }
 
-    /// Counts changes.
+    /// Counts changes of what serves.
     #[inline]
     pub fn epoch(&self) -> u64 {
         self.epoch.load(Ordering::Acquire)
     }
 
-    /// The upstream that takes everything.
-    pub fn primary(&self) -> Arc<Upstream> {
-        self.primary.load_full()
+    /// Whether there is one upstream, which takes everything.
+    pub fn has_one(&self) -> bool {
+        self.map.load().asked == Asked::Alone
     }
 
-    /// All upstreams, the primary first.
-    pub fn upstreams(&self) -> Arc<Vec<Arc<Upstream>>> {
-        self.upstreams.load_full()
+    /// The upstream for an exchange of a session.
+    ///
+    /// # Errors
+    /// There is none now.
+    #[inline]
+    pub fn route(
+        &self,
+        reach: Reach,
+        last_write: Option<LastWrite>,
+        now: Instant,
+    ) -> Result<Arc<Upstream>, WhyNot> {
+        let map = self.map.load();
+        let turn = if map.asked == Asked::Alone { 0 } else { self.turn.fetch_add(1, Ordering::Relaxed) };
+        map.route(reach, &SessionView { now, last_write, turn }).cloned()
     }
+
+    /// Whether an exchange may be sent to this upstream, which has served the session until now.
+    #[inline]
+    pub fn may_stay(&self, upstream: &Arc<Upstream>, reach: Reach) -> bool {
+        let map = self.map.load();
+        map.asked == Asked::Alone
+            || reach == Reach::Anywhere
+            || map.primary().is_some_and(|primary| Arc::ptr_eq(primary, upstream))
+    }
+
+    /// Until when a write that comes now may wait for a primary, and with how many others.
+    ///
+    /// Where there is none the time counts from its loss. Counted from each write it would be waited out again and
+    /// again in an outage that lasts, by sessions that could be told at once.
+    pub fn hold_policy(&self, now: Instant) -> (Instant, usize) {
+        let map = self.map.load();
+        let hold = &map.policy.hold;
+        (map.lost.unwrap_or(now) + hold.window, hold.max)
+    }
+
+    /// The primary; where none is known, the first upstream that may be one.
+    pub fn primary(&self) -> Arc<Upstream> {
+        let map = self.map.load();
+        let primary = map.primary().or_else(|| map.first());
+        primary.map_or_else(|| unreachable!("there is at least one upstream"), Arc::clone)
+    }
+
+    /// The server that has, or has not, what was committed at `origin`: the primary. Where none is known it is `origin`
+    /// itself, unless others have gone on without it.
+    pub fn heir(&self, origin: &Arc<Upstream>) -> Option<Arc<Upstream>> {
+        let map = self.map.load();
+        let fenced = || map.view(origin).is_some_and(|view| view.fenced.is_some());
+        map.primary().or_else(|| (!fenced()).then_some(origin)).map(Arc::clone)
+    }
+
+    /// Upstreams that may let an application in, best first.
+    pub fn for_login(&self) -> Vec<Arc<Upstream>> {
+        let map = self.map.load();
+        let session = SessionView { now: Instant::now(), last_write: None, turn: 0 };
+        let best = map.route(Reach::PreferPrimary, &session).ok().cloned();
+        let mut all: Vec<_> = best.into_iter().collect();
+        for upstream in &map.upstreams {
+            let fenced = map.view(upstream).is_some_and(|view| view.fenced.is_some());
+            if !fenced && !all.iter().any(|other| Arc::ptr_eq(other, upstream)) {
+                all.push(Arc::clone(upstream));
+            }
+        }
+        all
+    }
+
+    /// All upstreams, in the order of the configuration.
+    pub fn upstreams(&self) -> Vec<Arc<Upstream>> {
+        self.map.load().upstreams.clone()
+    }
+
+    /// The topology in force.
+    pub fn topology(&self) -> Arc<Topology> {
+        Arc::clone(&self.map.load().topology)
+    }
+
+    /// What is known of an upstream.
+    pub fn view(&self, upstream: &Upstream) -> Option<UpstreamView> {
+        self.map.load().view(upstream).cloned()
+    }
+
+    /// Its role in a word. One upstream alone is the primary.
+    pub fn role(&self, upstream: &Upstream) -> Option<&'static str> {
+        let map = self.map.load();
+        match map.asked {
+            Asked::Alone => Some(Role::Primary.word()),
+            Asked::NotAll | Asked::All => map.view(upstream).and_then(|view| view.role).map(Role::word),
+        }
+    }
+}
+
+/// Whether its breaker lets reads through.
+#[inline]
+fn admits(upstream: &Arc<Upstream>) -> bool {
+    upstream.guard.phase(Lane::Read).admits()
+}
+
+/// Whether anything changed that decides where something goes.
+fn differs(old: &Topology, new: &Topology) -> bool {
+    let key = |view: &UpstreamView| (view.id, view.role, view.epoch, view.health, view.fenced);
+    old.epoch() != new.epoch()
+        || old.writes() != new.writes()
+        || old.primary().map(|view| view.id) != new.primary().map(|view| view.id)
+        || !old.upstreams().iter().map(key).eq(new.upstreams().iter().map(key))
 }

@@ -2,16 +2,26 @@
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
+use tidegate_layers::breaker::BreakerConfig;
+use tidegate_layers::shed::CodelConfig;
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::Pool;
+use super::functions::FunctionsByDatabase;
+use super::{Databases, Pool};
 use crate::backend::Connector;
-use crate::config::Config;
+use crate::config::{Config, PoolMode, SyncWait, Timeouts};
+use crate::discovery::Hints;
+use crate::guard::{self, Access, Guard, Logins, Watcher};
+use crate::probe::control::CONNECTIONS_MAX;
+use crate::sql::Lane;
+use crate::upstream::UpstreamView;
+use crate::upstream::topology::{Health, Role};
 
 /// Connects to one server at a time. More only makes a server that comes back slower (`MongoDB` drivers'
 /// `maxConnecting` has the same default).
@@ -22,6 +32,11 @@ const STARVED_MAX: usize = 1024;
 
 /// An idle backend is spared for another pool that has some of its own only after this long.
 const SPARE_AFTER: Duration = Duration::from_secs(1);
+
+/// Slots for deadlines beyond what the limit allows, so that a reload can raise it.
+const SPARE_SLOTS: usize = 4;
+/// Slots at least.
+const SLOTS_MIN: usize = 256;
 
 /// What a pool is for.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -35,7 +50,7 @@ pub struct PoolKey {
 }
 
 /// The limits that pools obey, replaced as a whole on reload.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Limits {
     /// Backends per pool.
     pub size: usize,
@@ -55,6 +70,32 @@ pub struct Limits {
     pub max_lifetime: Duration,
     /// Prepared statements per backend.
     pub prepared_statements: usize,
+    /// The part of `size` that the write lane may hold.
+    pub write_share: f64,
+    /// When waiting becomes overload.
+    pub codel: CodelConfig,
+    /// How long what runs may take.
+    pub timeouts: Timeouts,
+    /// What becomes of a backend whose commit waits for a standby after its deadline.
+    pub sync_wait: SyncWait,
+    /// How long the outcome of a commit that broke is looked for; `None`: it is not.
+    pub resolve_within: Option<Duration>,
+    /// When a lane is taken for stuck.
+    pub breaker: BreakerConfig,
+}
+
+/// A session that keeps its backend for good says nothing about load by how long others wait for one: there only
+/// `timeouts.queue` counts.
+fn codel(config: &Config) -> CodelConfig {
+    match config.pool.mode {
+        PoolMode::Transaction => {
+            CodelConfig { target: config.shed.codel_target, interval: config.shed.codel_interval }
+        }
+        PoolMode::Session => {
+            let target = config.shed.codel_target.max(config.timeouts.queue);
+            CodelConfig { target, interval: config.shed.codel_interval.max(target) }
+        }
+    }
 }
 
 impl Limits {
@@ -70,6 +111,31 @@ impl Limits {
             idle_timeout: config.pool.idle_timeout,
             max_lifetime: config.pool.max_lifetime,
             prepared_statements: config.pool.prepared_statements,
+            write_share: config.pool.write_share,
+            codel: codel(config),
+            timeouts: config.timeouts,
+            sync_wait: config.commit.sync_wait,
+            resolve_within: config.commit.resolve.then_some(config.commit.resolve_within),
+            breaker: guard::breaker_config(&config.breaker),
+        }
+    }
+
+    /// How many backends all pools may have: some connections are for our own questions.
+    fn for_pools(&self) -> usize {
+        self.max_per_upstream - CONNECTIONS_MAX.min(self.max_per_upstream / 2)
+    }
+
+    /// How many backends of a pool a lane may hold: writes their share, at least one, and reads all.
+    pub fn ceiling(&self, lane: Lane) -> usize {
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "a share of a pool size"
+        )]
+        match lane {
+            Lane::Read => self.size,
+            Lane::Write => ((self.size as f64 * self.write_share) as usize).max(1),
         }
     }
 }
@@ -78,39 +144,185 @@ impl Limits {
 #[derive(Debug)]
 pub struct Upstream {
     /// Its address, as in the configuration; goes into DETAIL of errors.
-    pub name: String,
+    pub name: Arc<str>,
+    /// All databases, shared with the other upstreams.
+    pub(super) databases: Arc<Databases>,
+    /// What keeps its trouble away from applications.
+    pub guard: Guard,
     pub(super) connects: Semaphore,
-    connector: ArcSwap<Connector>,
+    /// What watches the guard, until the control thread takes it.
+    watchers: Mutex<Watchers>,
+    /// A worker's runtime, for what other threads start.
+    worker: OnceLock<Handle>,
+    connector: Arc<ArcSwap<Connector>>,
+    /// Who asks our own questions, of all upstreams.
+    pub logins: Arc<Logins>,
     limits: ArcSwap<Limits>,
     /// `limits.size`, to be read at each give-back.
     size: AtomicUsize,
+    /// Whether there is a `limits.resolve_within`, to be read at each checkout.
+    resolves: AtomicBool,
     open: AtomicUsize,
+    leased: AtomicUsize,
+    /// Where sessions say what they saw, once somebody listens.
+    hints: ArcSwapOption<Hints>,
+    /// It was the primary, or is fenced: what was opened before must not be used any more.
+    void: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
+    pub(super) functions: FunctionsByDatabase,
     starved: Mutex<VecDeque<Weak<Pool>>>,
     starved_len: AtomicUsize,
 }
 
+/// Tasks that nobody runs yet.
+struct Watchers(Vec<Watcher>);
+
+impl std::fmt::Debug for Watchers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Watchers").field(&self.0.len()).finish()
+    }
+}
+
 impl Upstream {
-    /// A server without pools yet.
-    pub fn new(connector: Connector, limits: Limits) -> Self {
-        Self {
-            name: connector.address.to_string(),
-            connects: Semaphore::new(CONNECTS_AT_A_TIME),
-            connector: ArcSwap::from_pointee(connector),
-            limits: ArcSwap::from_pointee(limits),
-            size: AtomicUsize::new(limits.size),
-            open: AtomicUsize::new(0),
-            pools: Mutex::new(HashMap::new()),
-            starved: Mutex::new(VecDeque::new()),
-            starved_len: AtomicUsize::new(0),
+    /// A server without pools yet. Nothing watches its guard before [`Upstream::watch`].
+    pub fn new(
+        connector: Connector,
+        limits: &Limits,
+        databases: &Arc<Databases>,
+        logins: &Arc<Logins>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|this| {
+            let slots = limits.max_per_upstream.saturating_mul(SPARE_SLOTS).max(SLOTS_MIN);
+            let name = connector.address.to_string().into();
+            let connector = Arc::new(ArcSwap::from_pointee(connector));
+            let logins = Arc::clone(logins);
+            let access = Access { connector: Arc::clone(&connector), logins: Arc::clone(&logins) };
+            let (guard, watchers) = Guard::new(&limits.breaker, slots, access, this);
+            Self {
+                name,
+                databases: Arc::clone(databases),
+                guard,
+                connects: Semaphore::new(CONNECTS_AT_A_TIME),
+                watchers: Mutex::new(Watchers(watchers)),
+                worker: OnceLock::new(),
+                connector,
+                logins,
+                limits: ArcSwap::from_pointee(limits.clone()),
+                size: AtomicUsize::new(limits.size),
+                resolves: AtomicBool::new(limits.resolve_within.is_some()),
+                open: AtomicUsize::new(0),
+                leased: AtomicUsize::new(0),
+                hints: ArcSwapOption::empty(),
+                void: AtomicBool::new(false),
+                pools: Mutex::new(HashMap::new()),
+                functions: FunctionsByDatabase::default(),
+                starved: Mutex::new(VecDeque::new()),
+                starved_len: AtomicUsize::new(0),
+            }
+        })
+    }
+
+    /// Starts what watches the guard: on the control thread, so that nothing on the data path can hold it up.
+    /// `worker` is where connects are made on its behalf.
+    pub fn watch(&self, control: &Handle, worker: &Handle) {
+        // The first one stays.
+        let _ = self.worker.set(worker.clone());
+        for watcher in self.watchers.lock().unwrap_or_else(PoisonError::into_inner).0.drain(..) {
+            control.spawn(watcher);
+        }
+    }
+
+    /// Runs something about a pool on a worker, from any thread.
+    pub(super) fn on_worker(&self, pool: Arc<Pool>, run: impl FnOnce(&Arc<Pool>) + Send + 'static) {
+        match self.worker.get() {
+            Some(worker) => drop(worker.spawn(async move { run(&pool) })),
+            None => run(&pool),
         }
     }
 
     /// Takes a new configuration over.
-    pub fn reload(&self, connector: Connector, limits: Limits) {
+    pub fn reload(&self, connector: Connector, limits: &Limits) {
         self.connector.store(Arc::new(connector));
         self.size.store(limits.size, Ordering::Relaxed);
-        self.limits.store(Arc::new(limits));
+        self.resolves.store(limits.resolve_within.is_some(), Ordering::Relaxed);
+        self.limits.store(Arc::new(limits.clone()));
+        self.guard.configure(&limits.breaker);
+        for pool in self.pools() {
+            pool.configure(limits);
+        }
+    }
+
+    /// Before what is known now is in force: connections of an older epoch are not used any more.
+    pub(super) fn enter_epoch(&self, before: Option<&UpstreamView>, now: &UpstreamView) {
+        let fenced = now.fenced.is_some();
+        self.void.store(fenced || now.role.is_none() && now.epoch.0 > 0, Ordering::Release);
+        // The first epoch is that of what was opened before anything was known.
+        let risen = |before: &UpstreamView| before.epoch.0 > 0 && now.epoch > before.epoch;
+        if before.is_some_and(|before| risen(before) || fenced && before.fenced.is_none()) {
+            for pool in self.pools() {
+                pool.reconnect();
+                self.on_worker(pool, Pool::close_backends);
+            }
+        }
+    }
+
+    /// After what is known now is in force: whoever waits here in vain looks elsewhere.
+    pub(super) fn send_away(&self, before: Option<&UpstreamView>, now: &UpstreamView) {
+        let known = now.health != Health::Unknown;
+        let lost = now.fenced.is_some() || known && (!now.health.is_usable() || now.role.is_none());
+        let was_primary = before.is_some_and(|before| before.role == Some(Role::Primary));
+        let no_writes = lost || was_primary && now.role != Some(Role::Primary);
+        for pool in self.pools() {
+            if lost {
+                pool.flush(Lane::Read);
+            }
+            if no_writes {
+                pool.flush(Lane::Write);
+            }
+        }
+    }
+
+    /// See [`Lease::is_void`](super::Lease::is_void).
+    #[inline]
+    pub(super) fn is_void(&self) -> bool {
+        self.void.load(Ordering::Acquire)
+    }
+
+    /// From now on what sessions see is told there.
+    pub fn tell(&self, hints: Hints) {
+        if self.hints.load().is_none() {
+            self.hints.store(Some(Arc::new(hints)));
+        }
+    }
+
+    /// Something failed that asks for a look at the server.
+    pub fn trouble(&self) {
+        if let Some(hints) = &*self.hints.load() {
+            hints.trouble();
+        }
+    }
+
+    /// The server said whether it is a hot standby.
+    pub fn hinted(&self, in_recovery: bool) {
+        if let Some(hints) = &*self.hints.load() {
+            hints.in_hot_standby(in_recovery);
+        }
+    }
+
+    /// Backends that serve sessions.
+    #[inline]
+    pub fn leased(&self) -> usize {
+        self.leased.load(Ordering::Relaxed)
+    }
+
+    #[inline]
+    pub(super) fn lent(&self) {
+        self.leased.fetch_add(1, Ordering::Relaxed);
+    }
+
+    #[inline]
+    pub(super) fn returned(&self) {
+        self.leased.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// How to connect.
@@ -120,8 +332,8 @@ impl Upstream {
 
     /// The limits in force.
     #[inline]
-    pub fn limits(&self) -> Limits {
-        **self.limits.load()
+    pub fn limits(&self) -> arc_swap::Guard<Arc<Limits>> {
+        self.limits.load()
     }
 
     fn lock_pools(&self) -> MutexGuard<'_, HashMap<PoolKey, Arc<Pool>>> {
@@ -150,6 +362,7 @@ impl Upstream {
             let state = pool.state();
             Arc::strong_count(pool) > 1 || state.idle + state.leased + state.opening + state.waiting > 0
         });
+        self.databases.forget_unused();
     }
 
     /// Backends that exist or are being opened.
@@ -161,7 +374,7 @@ impl Upstream {
     /// made soon, if possible: a backend that is idle in another pool is closed. A pool without any backend
     /// is remembered until it gets one, and the others give way.
     pub(super) fn reserve(self: &Arc<Self>, pool: &Arc<Pool>, open: usize) -> bool {
-        let max = self.limits().max_per_upstream;
+        let max = self.limits().for_pools();
         let take = |open: usize| (open < max).then_some(open + 1);
         if self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok() {
             self.remember_starved(|starved| starved.retain(|p| p.as_ptr() != Arc::as_ptr(pool)));
@@ -190,8 +403,14 @@ impl Upstream {
     /// Closes a backend that was idle for so long in some other pool, if there is one.
     fn make_room(&self, pool: &Arc<Pool>, idle: Duration) {
         if self.pools().iter().any(|other| !Arc::ptr_eq(other, pool) && other.evict(idle)) {
-            pool.open_as_needed(&mut pool.lock());
+            pool.open_as_needed();
         }
+    }
+
+    /// Whether it is found out what became of commits that broke.
+    #[inline]
+    pub fn resolves(&self) -> bool {
+        self.resolves.load(Ordering::Relaxed)
     }
 
     /// Backends per pool.
@@ -219,7 +438,7 @@ impl Upstream {
         let mut next = None;
         self.remember_starved(|starved| next = starved.pop_front());
         if let Some(pool) = next.and_then(|pool| pool.upgrade()) {
-            pool.open_as_needed(&mut pool.lock());
+            pool.open_as_needed();
         }
     }
 }

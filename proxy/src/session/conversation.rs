@@ -4,11 +4,17 @@
 
 use std::sync::Arc;
 
+use super::lanes::TransactionLane;
 use super::names::Names;
 use super::notes::{Notes, Pins};
+use super::plain::Plain;
 use super::relay::Hold;
+use super::sorting::LastSent;
+use super::terms::SessionTerms;
+use super::tokens::Tokens;
 use crate::backend::{Backend, Settings};
-use crate::exchange::Ledger;
+use crate::exchange::refusal::TimedOut;
+use crate::exchange::{Facts, Ledger};
 use crate::io::Flow;
 use crate::wire::{Header, TransactionStatus};
 
@@ -29,8 +35,12 @@ pub struct Conversation {
     pub wanted: Arc<Settings>,
     /// Settings of the session's startup packet: what RESET goes back to.
     pub startup: Arc<Settings>,
+    /// Bounds, priority and lane of the session's statements.
+    pub terms: Box<SessionTerms>,
     /// Prepared statements that a backend may have.
     pub prepared_limit: usize,
+    /// The server that is talked to, for DETAIL.
+    pub upstream: Arc<str>,
     /// What the session holds a backend for, pins aside.
     mode: Hold,
     pub(super) outbound: Frame,
@@ -41,10 +51,45 @@ pub struct Conversation {
     /// Messages of the extended protocol were sent and no Sync behind them: their transaction is open,
     /// whatever the last status says.
     pub(super) unsynced: bool,
+    /// Messages that we answer were taken since the last Sync.
+    pub(super) local_since_sync: bool,
     /// An exchange was sent whole, and nothing of the next one.
     pub(super) between_exchanges: bool,
+    /// Whether the next exchange may be sent.
+    pub(super) gate: Gate,
+    /// A BEGIN that was answered and not sent yet, as a frame; empty when there is none.
+    pub(super) begin: Vec<u8>,
+    /// What the transaction did so far, as far as lanes go.
+    pub(super) transaction: TransactionLane,
+    /// What was sent last, and its text.
+    pub(super) last_sent: LastSent,
+    pub(super) sent_text: Vec<u8>,
+    /// The hash of its parameters.
+    pub(super) sent_values: u64,
+    /// What is sent next, if it is plain.
+    pub(super) plain: Option<Plain>,
+    /// Who answers the message at the front.
+    pub(super) front: Whose,
+    /// What `sort` found out about the first text of what is sent next.
+    pub(super) ahead: Option<Facts>,
+    /// Counts `ReadyForQuery`.
+    pub(super) answers: u64,
+    /// Counts errors of the server.
+    pub(super) errors: u64,
+    /// What the server's errors say about its health, since that was asked last.
+    pub(super) ailment: Ailment,
+    /// What the server said of itself by the way.
+    pub(super) in_hot_standby: Option<bool>,
+    /// What runs was told to cancel, because of a deadline.
+    pub(super) timing_out: Option<TimingOut>,
+    /// What the server's last words say of a commit that it did not answer.
+    pub(super) last_words: LastWords,
+    /// Whether the server said that it stopped waiting for a standby: what it commits is not replicated.
+    pub(super) replication: Replicated,
     pub(super) barrier: Barrier,
     pub(super) check: Check,
+    /// What is known of the transaction for the case that its COMMIT breaks.
+    pub(super) tokens: Tokens,
 }
 
 /// Whether a statement that this session prepares, and that the backend has already, is being looked at: its
@@ -58,10 +103,66 @@ pub(super) enum Check {
     Done,
 }
 
+/// Who answers a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// It was not looked at.
+    Unknown,
+    /// The server: it is none of those that we answer.
+    Servers,
+}
+
+/// Whether an exchange may be sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gate {
+    /// It has to be admitted first.
+    Shut,
+    /// The one at the front was admitted.
+    Open,
+}
+
+/// What an error of the server says about the server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Ailment {
+    /// Nothing: it was about the statement.
+    None,
+    /// It refuses writes.
+    ReadOnly,
+    /// It shuts down, starts, or has no resources.
+    Failing,
+}
+
+/// What is added to the server's answer when it cancels what took too long.
+#[derive(Debug)]
+pub(super) struct TimingOut {
+    pub(super) detail: String,
+    pub(super) timed_out: TimedOut,
+}
+
+/// Whether the server's last words tell what became of a commit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum LastWords {
+    /// There were none, or they could come before a commit as well as behind it.
+    LeaveItOpen,
+    /// It was told to end, and has done so before the commit began.
+    BeforeTheCommit,
+}
+
+/// Whether a commit of now is where it should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Replicated {
+    /// As far as the server says.
+    AsConfigured,
+    /// On no synchronous standby (`SyncRepWaitForLSN` in `src/backend/replication/syncrep.c` gave up).
+    No,
+}
+
 /// Whether the server takes COPY data.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum CopyIn {
     No,
+    /// It sends some.
+    Giving,
     /// It does, and ignores Sync and Flush.
     Taking,
     /// The application has sent the end of it; the server has not answered.
@@ -100,6 +201,8 @@ pub(super) enum Fate {
 pub(super) enum Skipping {
     No,
     UntilSync,
+    /// The Sync is ours to send.
+    UntilOurSync,
 }
 
 /// Whether the backend's position is known well enough to talk to it.
@@ -115,8 +218,16 @@ pub enum Position {
 
 impl Conversation {
     /// Of a session that has just logged in.
-    pub fn new(session: u64, startup: Arc<Settings>, prepared_limit: usize, mode: Hold) -> Self {
+    pub fn new(
+        session: u64,
+        startup: Arc<Settings>,
+        prepared_limit: usize,
+        mode: Hold,
+        upstream: Arc<str>,
+        terms: Box<SessionTerms>,
+    ) -> Self {
         Self {
+            upstream,
             ledger: Ledger::default(),
             status: TransactionStatus::Idle,
             names: Names::of_session(session),
@@ -124,6 +235,7 @@ impl Conversation {
             pins: Pins::default(),
             wanted: Arc::clone(&startup),
             startup,
+            terms,
             prepared_limit,
             mode,
             outbound: Frame::default(),
@@ -131,9 +243,27 @@ impl Conversation {
             skipping: Skipping::No,
             copy_in: CopyIn::No,
             unsynced: false,
-            between_exchanges: false,
+            between_exchanges: true,
+            gate: Gate::Shut,
+            begin: Vec::new(),
+            transaction: TransactionLane::default(),
+            last_sent: LastSent::default(),
+            sent_text: Vec::new(),
+            sent_values: 0,
+            plain: None,
+            front: Whose::Unknown,
+            ahead: None,
+            answers: 0,
+            errors: 0,
+            ailment: Ailment::None,
+            in_hot_standby: None,
+            timing_out: None,
+            last_words: LastWords::LeaveItOpen,
+            replication: Replicated::AsConfigured,
+            local_since_sync: false,
             barrier: Barrier::None,
             check: Check::No,
+            tokens: Tokens::default(),
         }
     }
 
@@ -176,6 +306,18 @@ impl Conversation {
         self.copy_in == CopyIn::Taking
     }
 
+    /// Whether COPY data moves, one way or the other.
+    #[inline]
+    pub fn is_copying(&self) -> bool {
+        matches!(self.copy_in, CopyIn::Taking | CopyIn::Giving)
+    }
+
+    /// What the server's errors since the last call say about its health.
+    #[inline]
+    pub(super) fn take_ailment(&mut self) -> Ailment {
+        std::mem::replace(&mut self.ailment, Ailment::None)
+    }
+
     /// Bytes of the server's current frame that are still to come.
     pub fn inbound_left(&self) -> usize {
         self.inbound.left
@@ -183,7 +325,7 @@ impl Conversation {
 
     /// Whether the server still waits for a Sync that the application owes.
     pub fn owes_sync(&self) -> bool {
-        self.skipping == Skipping::UntilSync || self.unsynced
+        self.skipping != Skipping::No || self.unsynced
     }
 
     /// Whether a Sync of ours would commit what the application has not finished.
@@ -200,9 +342,21 @@ impl Conversation {
         self.skipping = Skipping::No;
         self.copy_in = CopyIn::No;
         self.unsynced = false;
-        self.between_exchanges = false;
+        self.between_exchanges = true;
+        self.gate = Gate::Shut;
+        self.transaction = TransactionLane::default();
+        self.ahead = None;
+        self.plain = None;
+        self.front = Whose::Unknown;
+        self.ailment = Ailment::None;
+        self.timing_out = None;
+        self.last_words = LastWords::LeaveItOpen;
+        self.replication = Replicated::AsConfigured;
+        self.local_since_sync = false;
         self.barrier = Barrier::None;
         self.check = Check::No;
+        self.tokens.forget();
+        self.terms.roll_back();
         self.names.forget_pending();
         self.notes = Notes::default();
         self.pins = Pins::default();
@@ -215,6 +369,7 @@ impl Conversation {
         backend.applied = Settings::none();
         self.names.clear();
         self.pins = Pins::default();
+        self.terms.reset_all();
         self.wanted = Arc::clone(&self.startup);
     }
 
@@ -237,5 +392,9 @@ impl Conversation {
     pub fn shrink(&mut self) {
         self.ledger.shrink();
         self.names.shrink();
+        self.shrink_sent();
+        if self.begin.is_empty() {
+            self.begin = Vec::new();
+        }
     }
 }

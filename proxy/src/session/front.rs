@@ -1,6 +1,5 @@
 //! A session without a backend: waiting for the next exchange, and answering what needs no backend.
 
-use std::future::poll_fn;
 use std::task::{Context, Poll};
 
 use super::Session;
@@ -43,6 +42,13 @@ pub(super) enum Orphan {
     Skipping,
     /// The ROLLBACK is parsed and not executed yet.
     Leaving,
+}
+
+/// Whether something has happened since the last poll, most likely that bytes came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Woken {
+    No,
+    Yes,
 }
 
 /// What the wait for an exchange brought.
@@ -109,15 +115,22 @@ pub(super) fn assemble(flow: &mut Flow) -> Result<Assembled, WireError> {
 impl Session {
     /// Waits until an exchange is there that needs a backend: nobody should hold a backend for a message of
     /// which half has come.
-    pub(super) async fn next_exchange(&mut self) -> Next {
-        poll_fn(|cx| self.poll_exchange(cx)).await
-    }
-
-    fn poll_exchange(&mut self, cx: &mut Context<'_>) -> Poll<Next> {
+    pub(super) fn poll_exchange(&mut self, cx: &mut Context<'_>, woken: Woken) -> Poll<Next> {
+        if woken == Woken::Yes && !self.registration.entry.has_any() && !self.to_app.is_full() {
+            match self.to_db.fill_now(&mut self.app) {
+                Some(Ok(0) | Err(_)) => return Poll::Ready(Next::Ended),
+                Some(Ok(_)) => self.watch.arrived(),
+                None => {}
+            }
+        }
         loop {
             match self.assemble() {
                 Ok(Assembled::Whole) => return Poll::Ready(Next::Exchange),
-                Ok(Assembled::Partial) => {}
+                Ok(Assembled::Partial) => {
+                    if self.to_db.unseen().is_empty() {
+                        self.watch.nothing_came();
+                    }
+                }
                 Ok(Assembled::Terminate) => return Poll::Ready(Next::Ended),
                 Err(violation) => {
                     return Poll::Ready(Next::Refused(Refusal::Protocol(violation.to_string())));
@@ -139,7 +152,7 @@ impl Session {
             }
             match self.to_db.poll_fill(cx, &mut self.app) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Ended),
-                Poll::Ready(Ok(_)) => {}
+                Poll::Ready(Ok(_)) => self.watch.arrived(),
                 Poll::Pending => {
                     self.rest();
                     return Poll::Pending;
@@ -149,6 +162,7 @@ impl Session {
     }
 
     /// An idle session keeps little memory.
+    #[inline]
     fn rest(&mut self) {
         if self.to_db.is_empty() {
             self.to_db.shrink();
@@ -191,11 +205,21 @@ impl Session {
                     }
                     self.answer_orphan(orphan, header);
                 }
+                (Stage::Ready, tag::QUERY) if self.answer_transaction(header) => continue,
+                (Stage::Ready, _) if self.answer_local(header) => continue,
                 (Stage::Ready, tag::PARSE) if self.answer_known_parse(header) => continue,
+                (Stage::Ready, message) if ends_exchange(message) && self.has(header) => {
+                    return Ok(Assembled::Whole);
+                }
                 (Stage::Ready, _) => return assemble(&mut self.to_db),
             }
             self.talk.drop_request(header, &mut self.to_db);
         }
+    }
+
+    /// Whether all of the message at the front is there.
+    fn has(&self, header: Header) -> bool {
+        self.to_db.unseen().len() >= header.frame_len
     }
 
     /// Answers a Parse with nothing but its Sync behind it, when PostgreSQL has accepted the same statement
@@ -223,18 +247,28 @@ impl Session {
 
     /// Answers the exchange at the front with a refusal; the session goes on.
     pub(super) fn refuse(&mut self, refusal: &Refusal) {
-        crate::telemetry::metrics::refused(refusal.reason());
+        self.fail_begun();
+        self.count(refusal);
         self.say_refused(refusal);
         self.refuse_rest();
     }
 
     fn refuse_rest(&mut self) {
+        self.forget_local();
         let Ok(Some(header)) = Header::read_frontend(self.to_db.unseen()) else { return };
         match header.tag {
-            tag::QUERY | tag::FUNCTION_CALL | tag::SYNC => self.say_ready(),
+            tag::QUERY | tag::FUNCTION_CALL | tag::SYNC => {
+                self.say_ready();
+                self.stage = self.after_refusal();
+            }
             _ => self.stage = Stage::Refusing,
         }
         self.talk.drop_request(header, &mut self.to_db);
+    }
+
+    /// Counts what the application is told about a statement.
+    pub(super) fn count(&self, refusal: &Refusal) {
+        crate::telemetry::lanes::told(refusal.lane().unwrap_or(self.watch.lane()), refusal);
     }
 
     pub(super) fn say_refused(&mut self, refusal: &Refusal) {
@@ -247,7 +281,7 @@ impl Session {
         self.to_app.insert(|out| reply::put_ready(out, status));
     }
 
-    fn after_refusal(&self) -> Stage {
+    pub(super) fn after_refusal(&self) -> Stage {
         match self.talk.status {
             TransactionStatus::Idle => Stage::Ready,
             TransactionStatus::InTransaction | TransactionStatus::Failed => Stage::Orphaned(Orphan::Told),
@@ -330,7 +364,9 @@ impl Session {
         let leaves = facts.statements == 1 && facts.ends_failed_transaction() && !facts.chains;
         match (leaves, orphan, facts.first) {
             (true, Orphan::Untold, StatementKind::Commit | StatementKind::PrepareTransaction) => {
-                self.say_refused(&Refusal::BackendLost { outcome: Outcome::RolledBack });
+                let refusal = self.untold();
+                self.count(&refusal);
+                self.say_refused(&refusal);
                 self.talk.status = TransactionStatus::Idle;
                 self.stage = Stage::Ready;
             }
@@ -342,6 +378,11 @@ impl Session {
         }
     }
 
+    /// Why a transaction is over whose application does not know yet.
+    fn untold(&mut self) -> Refusal {
+        self.untold.take().unwrap_or(Refusal::BackendLost { outcome: Outcome::RolledBack })
+    }
+
     fn end_orphan(&mut self) {
         self.to_app.insert(|out| reply::put_command_complete(out, b"ROLLBACK"));
         self.talk.status = TransactionStatus::Idle;
@@ -349,10 +390,10 @@ impl Session {
 
     fn orphan_fails(&mut self, orphan: Orphan) {
         let refusal = match orphan {
-            Orphan::Untold => Refusal::BackendLost { outcome: Outcome::RolledBack },
+            Orphan::Untold => self.untold(),
             Orphan::Told | Orphan::Skipping | Orphan::Leaving => Refusal::TransactionLost,
         };
-        crate::telemetry::metrics::refused(refusal.reason());
+        self.count(&refusal);
         self.say_refused(&refusal);
         self.stage = Stage::Orphaned(Orphan::Told);
     }

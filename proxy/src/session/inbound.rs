@@ -2,14 +2,19 @@
 //!
 //! Bodies pass untouched and unread, but for the few that move the protocol position.
 
-use super::conversation::{Check, Conversation, CopyIn, Fate, Frame, Skipping};
+use std::sync::Arc;
+
+use super::conversation::{Ailment, Check, Conversation, CopyIn, Fate, Frame, Replicated, Skipping};
 use super::relay::{Hold, Told};
+use super::terms::Fate as TransactionFate;
 use crate::backend::connection::UnnamedOwner;
 use crate::backend::prepared::schema_changed;
 use crate::backend::{Backend, StatementId};
-use crate::exchange::Owed;
 use crate::exchange::ledger::Parsed;
+use crate::exchange::{Owed, Refusal};
 use crate::io::Flow;
+use crate::sql::Lane;
+use crate::telemetry::lanes;
 use crate::wire::frame::HEADER_LEN;
 use crate::wire::{
     ErrorFields, Header, Severity, TransactionStatus, WireError, backend as tag, error_fields,
@@ -30,7 +35,7 @@ pub enum Inbound {
 }
 
 /// What became of a frame.
-enum Step {
+pub(super) enum Step {
     Pass,
     Skip,
     /// It was replaced.
@@ -61,6 +66,7 @@ impl Conversation {
             if flow.is_full() {
                 return Ok(Inbound::Blocked);
             }
+            self.pass_ordinary(flow)?;
             let Some(header) = Header::read_backend(flow.unseen())? else { return Ok(Inbound::More) };
             let fate = match self.inbound_frame(header, flow, backend)? {
                 Step::Pass => Fate::Pass,
@@ -70,6 +76,44 @@ impl Conversation {
             };
             self.inbound = Frame { left: header.frame_len, fate };
         }
+    }
+
+    /// Lets whole messages pass of which nothing is to be known but what they settle. Stops at the first of
+    /// another kind.
+    fn pass_ordinary(&mut self, flow: &mut Flow) -> Result<(), WireError> {
+        let tags_matter = self.notes.watching
+            || self.terms.is_provisional()
+            || self.timing_out.is_some()
+            || self.hides_a_failure();
+        if self.ledger.has_ours() || self.check != Check::No || tags_matter {
+            return Ok(());
+        }
+        let mut rest = flow.unseen();
+        let there = rest.len();
+        while let Some(header) = Header::read_backend(rest)?
+            && let Some(next) = rest.get(header.frame_len..)
+        {
+            let passes = match header.tag {
+                tag::DATA_ROW => matches!(self.ledger.front(), Some(Owed::Query | Owed::Execute)),
+                tag::ROW_DESCRIPTION | tag::NO_DATA => {
+                    self.ledger.settles(|owed| matches!(owed, Owed::Describe(_) | Owed::DescribePortal))
+                }
+                tag::BIND_COMPLETE => self.ledger.settle_if(|owed| matches!(owed, Owed::Bind(_))),
+                tag::COMMAND_COMPLETE => self.ledger.settles(|owed| matches!(owed, Owed::Execute)),
+                _ => false,
+            };
+            if !passes {
+                break;
+            }
+            if header.tag == tag::COMMAND_COMPLETE {
+                self.copy_in = CopyIn::No;
+                self.tokens.completed();
+            }
+            rest = next;
+        }
+        let passed = there - rest.len();
+        flow.pass(passed);
+        Ok(())
     }
 
     /// Gives the answers at the front of the ledger that are ours to give.
@@ -90,10 +134,15 @@ impl Conversation {
                     flow.insert(|out| out.extend_from_slice(&tag::CLOSE_COMPLETE_FRAME));
                 }
                 Owed::Local(answer) => flow.insert(|out| out.extend_from_slice(&answer)),
-                Owed::LocalQuery(answer) => flow.insert(|out| {
-                    out.extend_from_slice(&answer);
-                    tag::put_ready(out, self.status);
-                }),
+                Owed::LocalQuery(answer) => {
+                    flow.insert(|out| {
+                        out.extend_from_slice(&answer);
+                        tag::put_ready(out, self.status);
+                    });
+                    self.end_local();
+                }
+                Owed::Commands(commands) => flow.insert(|out| self.run_portal(&commands, out)),
+                Owed::CommandsQuery(commands) => flow.insert(|out| self.run_query(&commands, out)),
                 _ => {}
             }
         }
@@ -106,17 +155,23 @@ impl Conversation {
         flow: &mut Flow,
         backend: &mut Backend,
     ) -> Result<Step, WireError> {
+        if let Some(step) = self.token_frame(header, flow, backend) {
+            return step;
+        }
         match header.tag {
             tag::PARAMETER_DESCRIPTION if self.is_asking() => Ok(Step::Skip),
             tag::PARAMETER_DESCRIPTION
             | tag::DATA_ROW
             | tag::FUNCTION_CALL_RESPONSE
-            | tag::NOTICE_RESPONSE
             | tag::NOTIFICATION_RESPONSE
-            | tag::COPY_OUT_RESPONSE
             | tag::COPY_BOTH_RESPONSE
             | crate::wire::frontend::COPY_DATA
             | crate::wire::frontend::COPY_DONE => Ok(Step::Pass),
+            tag::NOTICE_RESPONSE => Ok(self.notice(header, flow)),
+            tag::COPY_OUT_RESPONSE => {
+                self.copy_in = CopyIn::Giving;
+                Ok(Step::Pass)
+            }
             tag::READY_FOR_QUERY => self.ready(header, flow, backend),
             tag::COMMAND_COMPLETE => self.command_complete(header, flow, backend),
             tag::EMPTY_QUERY_RESPONSE | tag::PORTAL_SUSPENDED => {
@@ -127,7 +182,7 @@ impl Conversation {
                 Ok(Step::Skip)
             }
             tag::ROW_DESCRIPTION | tag::NO_DATA => {
-                self.settle_or_query(header, |owed| matches!(owed, Owed::Describe(_)))
+                self.settle_or_query(header, |owed| matches!(owed, Owed::Describe(_) | Owed::DescribePortal))
             }
             tag::BIND_COMPLETE => self.settle(header, |owed| matches!(owed, Owed::Bind(_))),
             tag::PARSE_COMPLETE => match self.ledger.settle() {
@@ -198,15 +253,26 @@ impl Conversation {
         let status = TransactionStatus::from_byte(byte).ok_or(WireError::BadBody(header.tag))?;
         match self.ledger.settle() {
             Some(Owed::Query | Owed::FunctionCall | Owed::Sync) => {}
+            Some(Owed::InjectedBegin) => {
+                self.answers += 1;
+                backend.status = status;
+                return Ok(Step::Skip);
+            }
+            Some(Owed::TokenSync) => return Ok(self.token_ready(status, backend)),
             Some(Owed::CheckSync) => {
                 self.check = Check::Done;
                 return Ok(Step::Skip);
             }
             _ => return Err(WireError::UnexpectedTag(header.tag)),
         }
+        self.answered(flow);
+        self.tokens.answered(status);
         self.status = status;
         self.copy_in = CopyIn::No;
         backend.status = status;
+        if status == TransactionStatus::Idle {
+            self.terms.end_transaction();
+        }
         while matches!(self.ledger.front(), Some(Owed::CopyEnd)) {
             self.ledger.settle();
         }
@@ -216,6 +282,35 @@ impl Conversation {
         Ok(Step::Pass)
     }
 
+    /// An exchange is answered. What was committed after a cancel of ours, without the standbys that it was to
+    /// wait for, is not reported as a success.
+    #[inline]
+    fn answered(&mut self, flow: &mut Flow) {
+        self.answers += 1;
+        if self.timing_out.is_some() || self.replication == Replicated::No {
+            let was_ours = self.timing_out.take().is_some();
+            let replication = std::mem::replace(&mut self.replication, Replicated::AsConfigured);
+            if was_ours && replication == Replicated::No {
+                let upstream = Arc::clone(&self.upstream);
+                flow.insert(|out| Refusal::CommittedUnreplicated.put(&upstream, out));
+                lanes::told(Lane::Write, &Refusal::CommittedUnreplicated);
+            }
+        }
+    }
+
+    /// A notice: one of them says that a commit is not replicated. By its routine: the text is translated.
+    fn notice(&mut self, header: Header, flow: &mut Flow) -> Step {
+        if header.frame_len > READ_LIMIT {
+            return Step::Pass;
+        }
+        let Some(frame) = flow.unseen().get(..header.frame_len) else { return wait_for(header, flow) };
+        let fields = ErrorFields::read(frame.get(HEADER_LEN..).unwrap_or_default());
+        if fields.routine == b"SyncRepWaitForLSN" {
+            self.replication = Replicated::No;
+        }
+        Step::Pass
+    }
+
     #[inline]
     fn command_complete(
         &mut self,
@@ -223,7 +318,17 @@ impl Conversation {
         flow: &mut Flow,
         backend: &mut Backend,
     ) -> Result<Step, WireError> {
-        if self.notes.watching {
+        if flow.unseen().len() < header.frame_len && header.frame_len <= READ_LIMIT {
+            // With half of it in the application's hands nothing could be said of a commit that breaks here.
+            return Ok(wait_for(header, flow));
+        }
+        if matches!(self.ledger.front(), Some(Owed::InjectedBegin)) {
+            return Ok(Step::Skip);
+        }
+        if self.hides_a_failure() {
+            return self.complete_failed(header, flow);
+        }
+        if self.notes.watching || self.terms.is_provisional() {
             let Some(frame) = flow.unseen().get(..header.frame_len) else {
                 return Ok(wait_for(header, flow));
             };
@@ -233,11 +338,33 @@ impl Conversation {
                     backend.prepared.clear();
                     self.names.clear();
                 }
+                b"COMMIT\0" => self.terms.transaction_is(TransactionFate::Committed),
+                b"ROLLBACK\0" => self.terms.transaction_is(TransactionFate::RolledBack),
                 _ => {}
             }
         }
         self.copy_in = CopyIn::No;
+        if self.timing_out.is_some() && self.replication == Replicated::No {
+            // The error that comes instead stands before ReadyForQuery.
+            self.settle_or_query(header, |owed| matches!(owed, Owed::Execute))?;
+            return Ok(Step::Skip);
+        }
+        self.tokens.completed();
         self.settle_or_query(header, |owed| matches!(owed, Owed::Execute))
+    }
+
+    /// A statement ended in a transaction that a question of ours had failed: only ROLLBACK and COMMIT can.
+    #[cold]
+    fn complete_failed(&mut self, header: Header, flow: &mut Flow) -> Result<Step, WireError> {
+        let Some(frame) = flow.unseen().get(..header.frame_len) else { return Ok(wait_for(header, flow)) };
+        if frame.get(HEADER_LEN..) != Some(b"ROLLBACK\0") {
+            return self.settle_or_query(header, |owed| matches!(owed, Owed::Execute));
+        }
+        self.terms.transaction_is(TransactionFate::RolledBack);
+        self.settle_or_query(header, |owed| matches!(owed, Owed::Execute))?;
+        let Some(failure) = self.rolled_back() else { return Ok(Step::Pass) };
+        flow.replace(header.frame_len, |out, _| out.extend_from_slice(&failure));
+        Ok(Step::Next)
     }
 
     fn parameter_status(&mut self, header: Header, flow: &mut Flow, backend: &mut Backend) -> Step {
@@ -247,6 +374,12 @@ impl Conversation {
         let Some(frame) = flow.unseen().get(..header.frame_len) else { return wait_for(header, flow) };
         if let Some((name, value)) = tag::parameter_status(frame.get(HEADER_LEN..).unwrap_or_default()) {
             let name = String::from_utf8_lossy(name).to_ascii_lowercase();
+            if name == "in_hot_standby" {
+                self.in_hot_standby = Some(value == b"on");
+            }
+            if name == "application_name" {
+                self.terms.renamed(value);
+            }
             if !is_servers_own(&name) {
                 self.wanted = self.wanted.with([(name.as_str(), Some(value))]);
                 backend.applied = backend.applied.with([(name.as_str(), Some(value))]);
@@ -263,7 +396,16 @@ impl Conversation {
         let Some(frame) = flow.unseen().get(..header.frame_len) else { return wait_for(header, flow) };
         let body = frame.get(HEADER_LEN..).unwrap_or_default();
         let fields = ErrorFields::read(body);
-        if fields.is_fatal() && self.ledger.is_empty() {
+        if matches!(self.ledger.front(), Some(Owed::InjectedBegin)) && !fields.is_fatal() {
+            // It was answered already, and what comes behind it must not run outside of a transaction.
+            flow.skip(header.frame_len);
+            return Step::Stop(Inbound::Fatal(Told::No));
+        }
+        if fields.is_fatal() && !self.ledger.owes_the_application() {
+            flow.skip(header.frame_len);
+            return Step::Stop(Inbound::Fatal(Told::No));
+        }
+        if fields.is_fatal() && self.are_no_answer(&fields) {
             flow.skip(header.frame_len);
             return Step::Stop(Inbound::Fatal(Told::No));
         }
@@ -279,17 +421,42 @@ impl Conversation {
             });
             return Step::Stop(Inbound::Fatal(Told::Yes));
         }
+        if self.token_failed(frame, &fields, backend) {
+            return Step::Skip;
+        }
+        if self.ignores_too_much() {
+            flow.skip(header.frame_len);
+            return Step::Stop(Inbound::Fatal(Told::No));
+        }
         if self.is_asking() {
             if let Some(Owed::Check(id)) = self.ledger.settle() {
                 Self::learn_from(Some(id), &fields, backend);
             }
             return Step::Skip;
         }
-        let taken = match self.ledger.front() {
-            Some(Owed::ParseTaken(name)) => Some(name.clone()),
-            _ => None,
-        };
+        let (mut taken, mut refused) = (None, None);
+        match self.ledger.front() {
+            Some(Owed::ParseTaken(name)) => taken = Some(name.clone()),
+            Some(Owed::Refused(error)) => refused = Some(error.clone()),
+            _ => {}
+        }
+        self.ailment = self.ailment.max(ailment(fields.code));
+        let cancelled = fields.code == b"57014";
+        let failure = self.take_failure(&fields);
         self.failed(backend, &fields);
+        if cancelled && let Some(why) = self.timing_out.take() {
+            flow.replace(header.frame_len, |out, frame| {
+                let body = frame.get(HEADER_LEN..).unwrap_or_default();
+                let (message, hint) = (why.timed_out.message(), why.timed_out.hint());
+                error_fields::put_with_words(out, body, &format!("tidegate: {message}"), &why.detail, hint);
+            });
+            lanes::told(why.timed_out.lane, &Refusal::TimedOut(why.timed_out));
+            return Step::Next;
+        }
+        if let Some(error) = refused.or(failure) {
+            flow.replace(header.frame_len, |out, _| out.extend_from_slice(&error));
+            return Step::Next;
+        }
         let Some(name) = taken else { return Step::Pass };
         flow.replace(header.frame_len, |out, frame| {
             let body = frame.get(HEADER_LEN..).unwrap_or_default();
@@ -299,8 +466,10 @@ impl Conversation {
     }
 
     /// A statement failed: in a pipeline the server ignores everything up to the next Sync.
-    fn failed(&mut self, backend: &mut Backend, fields: &ErrorFields<'_>) {
+    pub(super) fn failed(&mut self, backend: &mut Backend, fields: &ErrorFields<'_>) {
         self.notes.failed = true;
+        self.errors += 1;
+        self.terms.transaction_is(TransactionFate::RolledBack);
         self.copy_in = CopyIn::No;
         if let Some(owed) = self.ledger.front() {
             Self::learn_from(owed_statement(owed), fields, backend);
@@ -311,13 +480,14 @@ impl Conversation {
         }
         let mut ignored = Vec::new();
         while let Some(owed) = self.ledger.front() {
-            if matches!(owed, Owed::Sync) {
+            if owed.ends_skipping() {
                 break;
             }
             ignored.extend(self.ledger.settle());
         }
         if self.ledger.is_empty() {
-            self.skipping = Skipping::UntilSync;
+            let is_ours = matches!(ignored.as_slice(), [.., Owed::TokenFirst, Owed::Query]);
+            self.skipping = if is_ours { Skipping::UntilOurSync } else { Skipping::UntilSync };
         }
         let unnamed_failed = matches!(ignored.first(), Some(Owed::Parse(Parsed::Unnamed)));
         // Backwards, as every undoing.
@@ -344,7 +514,8 @@ impl Conversation {
                 self.names.unnamed_ignored();
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
             }
-            Owed::InjectedParse(Some(id)) => backend.prepared.remove(id),
+            Owed::InjectedParse(Some(id)) | Owed::TokenParse(id) => backend.prepared.remove(id),
+            Owed::Token | Owed::TokenFirst | Owed::TokenApart => self.token_ignored(),
             Owed::InjectedClose(Some(id)) => drop(backend.prepared.insert(id, usize::MAX)),
             Owed::InjectedParse(None) | Owed::InjectedClose(None) => {
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
@@ -367,6 +538,16 @@ impl Conversation {
     }
 }
 
+/// What an error says about the server rather than about the statement.
+fn ailment(code: &[u8]) -> Ailment {
+    match code {
+        b"25006" => Ailment::ReadOnly,
+        b"57P01" | b"57P02" | b"57P03" | b"53300" => Ailment::Failing,
+        code if code.starts_with(b"08") || code.starts_with(b"58") => Ailment::Failing,
+        _ => Ailment::None,
+    }
+}
+
 fn owed_statement(owed: &Owed) -> Option<StatementId> {
     match owed {
         Owed::Bind(id) | Owed::Describe(id) => *id,
@@ -375,7 +556,7 @@ fn owed_statement(owed: &Owed) -> Option<StatementId> {
 }
 
 /// Waits for a frame that has to be read as a whole.
-fn wait_for(header: Header, flow: &mut Flow) -> Step {
+pub(super) fn wait_for(header: Header, flow: &mut Flow) -> Step {
     flow.want(header.frame_len);
     Step::Stop(Inbound::More)
 }

@@ -1,26 +1,105 @@
 //! The backend is gone while a session held it: what the application is told.
 
+use std::sync::Arc;
+
+use super::conversation::{Gate, LastWords, Replicated, Skipping};
 use super::front::{Orphan, Stage};
-use super::relay::{Hold, Told};
-use super::{Flowing, Session};
-use crate::exchange::facts::Need;
+use super::relay::{Fate, Hold, Told};
+use super::{Flowing, Session, recover};
+use crate::exchange::Refusal;
 use crate::exchange::refusal::Outcome;
-use crate::exchange::{Owed, Refusal};
+use crate::guard::LeftAlone;
 use crate::pool::Lease;
-use crate::wire::TransactionStatus;
+use crate::wire::{Header, TransactionStatus, frontend};
 
 impl Session {
     /// Ends what is owed with an error and lets the session go on, if its state allows that.
     pub(super) async fn backend_gone(&mut self, lease: Lease, told: Told) -> Flowing {
         // Unknown position: the lease resets the connection.
         drop(lease);
+        let outcome = match self.talk.last_words {
+            LastWords::BeforeTheCommit => Outcome::RolledBack,
+            LastWords::LeaveItOpen => self.talk.outcome(),
+        };
+        match (self.talk.replication, told) {
+            (Replicated::No, _) => self.without_backend(Refusal::CommittedUnreplicated, told).await,
+            (Replicated::AsConfigured, Told::No) if outcome == Outcome::Unknown => self.settle_broken().await,
+            (Replicated::AsConfigured, _) => {
+                self.without_backend(Refusal::BackendLost { outcome }, told).await
+            }
+        }
+    }
+
+    /// What ran has taken too long.
+    pub(super) async fn end_overdue(&mut self, lease: Lease, fate: Fate, refusal: Refusal) -> Flowing {
+        let plan = self.plan();
+        match fate {
+            Fate::Left if plan.is_single() => {
+                let left = LeftAlone::new(Arc::clone(&self.pool));
+                tokio::spawn(async move {
+                    recover::see_off(lease, plan).await;
+                    drop(left);
+                });
+            }
+            // What was sent behind it must not run.
+            Fate::Left | Fate::GivenUp => lease.give_up(),
+        }
+        match (fate, refusal) {
+            (Fate::GivenUp, Refusal::CommitUnresolved { cause, .. }) => self.settle_overdue(cause).await,
+            (_, refusal) => self.without_backend(refusal, Told::No).await,
+        }
+    }
+
+    /// A transaction has taken too long while nothing ran in it: its next statement fails.
+    pub(super) async fn end_transaction(&mut self, lease: Lease, refusal: Refusal) -> Flowing {
+        if self.talk.keeps() == Hold::Session {
+            self.leave(lease);
+            self.end_with(&refusal).await;
+            return Flowing::Ended;
+        }
+        self.leave(lease);
+        self.talk.forget_backend();
+        self.talk.status = TransactionStatus::Failed;
+        self.untold = Some(refusal);
+        self.stage = Stage::Orphaned(Orphan::Untold);
+        Flowing::On
+    }
+
+    /// The next exchange of a transaction may not be sent: the transaction is over.
+    pub(super) fn refuse_in_transaction(&mut self, lease: Lease, refusal: &Refusal) -> Flowing {
+        let commits = self.talk.sort(self.to_db.unseen(), &self.pool).commits;
+        self.leave(lease);
+        self.talk.forget_backend();
+        // A COMMIT that fails ends its transaction, too.
+        self.talk.status = if commits { TransactionStatus::Idle } else { TransactionStatus::Failed };
+        self.refuse(refusal);
+        Flowing::On
+    }
+
+    /// The next exchange may not be sent, outside of a transaction and on a backend that stays.
+    pub(super) fn refuse_next(&mut self, refusal: &Refusal) {
+        self.count(refusal);
+        self.say_refused(refusal);
+        let Ok(Some(header)) = Header::read_frontend(self.to_db.unseen()) else { return };
+        if matches!(header.tag, frontend::QUERY | frontend::FUNCTION_CALL) {
+            self.say_ready();
+            self.talk.drop_request(header, &mut self.to_db);
+        } else {
+            // The server answers the Sync.
+            self.talk.skipping = Skipping::UntilSync;
+            self.talk.plain = None;
+            self.talk.gate = Gate::Open;
+        }
+    }
+
+    /// Ends what is owed and goes on without the backend.
+    pub(super) async fn without_backend(&mut self, refusal: Refusal, told: Told) -> Flowing {
         self.to_app.drop_unseen();
         if self.talk.answer_is_torn() {
             // The rest of a message can never come; only the end of the connection is understood now.
             self.app.socket().reset_on_close();
             return Flowing::Ended;
         }
-        let refusal = Refusal::BackendLost { outcome: self.outcome() };
         if self.talk.keeps() == Hold::Session {
             // What the session had in this backend cannot be brought back.
             match told {
@@ -34,21 +113,6 @@ impl Session {
         Flowing::On
     }
 
-    /// What can be said of the statements that were not answered.
-    fn outcome(&self) -> Outcome {
-        let notes = &self.talk.notes;
-        let autocommit = self.talk.status == TransactionStatus::Idle || notes.ends_transaction;
-        match (self.talk.status, notes.commits, notes.sent) {
-            (_, _, Need::Write) if autocommit => Outcome::Unknown,
-            (_, true, _) => Outcome::Unknown,
-            (
-                TransactionStatus::Idle | TransactionStatus::InTransaction | TransactionStatus::Failed,
-                _,
-                _,
-            ) => Outcome::RolledBack,
-        }
-    }
-
     /// Answers everything that is owed.
     fn settle_with(&mut self, refusal: &Refusal, told: Told) {
         let in_transaction = self.talk.status != TransactionStatus::Idle && !self.talk.notes.ends_transaction;
@@ -60,7 +124,7 @@ impl Session {
         let mut owed_any = false;
         while let Some(owed) = self.talk.ledger.settle() {
             owed_any = true;
-            if matches!(owed, Owed::Query | Owed::FunctionCall | Owed::Sync | Owed::LocalQuery(_)) {
+            if owed.ends_with_ready() {
                 if told == Told::No {
                     self.say_refused(refusal);
                 }
@@ -75,7 +139,7 @@ impl Session {
         if pending && told == Told::No {
             self.say_refused(refusal);
         }
-        crate::telemetry::metrics::refused(refusal.reason());
+        self.count(refusal);
         self.talk.forget_backend();
         let knows = ends > 0 || pending || told == Told::Yes;
         self.stage = match (in_transaction, pending, knows) {

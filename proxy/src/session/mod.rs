@@ -4,18 +4,31 @@
 //! (`relay`) and gives the backend back. When a backend is lost it says so (`lost`); when the application is,
 //! it cleans up behind itself (`recover`).
 
+mod account;
+mod commits;
 pub mod conversation;
+mod deferred;
 mod front;
 pub mod inbound;
+pub mod lanes;
+mod local;
+pub(crate) mod local_frames;
 mod lost;
 pub mod names;
 pub mod notes;
 pub mod outbound;
+mod plain;
+pub mod policy;
 mod recover;
 pub mod registry;
 pub mod relay;
 mod renaming;
+mod routing;
 pub(crate) mod settle;
+mod sorting;
+pub mod terms;
+mod tokens;
+mod watch;
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -24,20 +37,30 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use tidegate_layers::breaker::Outcome;
+use tidegate_layers::shed::Ask;
+use tokio::time::Instant;
 use tower::Service as _;
 
-use self::conversation::Conversation;
-use self::front::{Next, Stage};
+use self::account::Account;
+use self::conversation::{Conversation, Gate};
+use self::front::{Next, Stage, Woken};
 use self::registry::{Phase, Registration, Signal};
 use self::relay::{Hold, Relayed};
+use self::routing::Places;
+use self::sorting::Sorted;
+use self::terms::SessionTerms;
+use self::watch::Watch;
 use crate::backend::Settings;
+use crate::clock;
 use crate::config::PoolMode;
-use crate::exchange::Refusal;
-use crate::exchange::refusal::Outcome;
+use crate::exchange::{Refusal, refusal};
 use crate::io::{Flow, Stream};
-use crate::pool::{Lease, Pool, Routes, Waiter};
+use crate::pool::{Lease, Pool, Routes};
+use crate::sql::Lane;
 use crate::stack::{Checkout, Stack};
-use crate::telemetry::metrics;
+use crate::telemetry::{lanes as meters, metrics};
+use crate::wire::TransactionStatus;
 
 /// How long the last answers may take to write.
 const LAST_WORD: Duration = Duration::from_secs(5);
@@ -50,19 +73,21 @@ pub struct Session {
     pool: Arc<Pool>,
     stack: Stack,
     worker: usize,
-    waiter: Arc<Waiter>,
     talk: Conversation,
     /// From the application to the backend. Between exchanges it holds what the application sent early.
     to_db: Flow,
     /// From the backend to the application.
     to_app: Flow,
     stage: Stage,
+    /// What a transaction was ended for whose application does not know yet.
+    untold: Option<Refusal>,
     phase: Phase,
+    account: Account,
     /// The application said goodbye.
     terminating: bool,
+    watch: Watch,
     routes: Arc<Routes>,
-    /// The epoch of the routes that `pool` is from.
-    epoch: u64,
+    places: Places,
 }
 
 /// What a session starts with.
@@ -84,9 +109,14 @@ pub struct Beginning {
     pub mode: PoolMode,
     /// Settings of its startup packet.
     pub startup: Arc<Settings>,
+    /// The terms that its statements have.
+    pub terms: Box<SessionTerms>,
     /// Which server is asked.
     pub routes: Arc<Routes>,
 }
+
+/// A backend, or why there is none; nothing to say when the application left.
+type Leased = Result<Lease, Option<Refusal>>;
 
 /// Whether the session goes on.
 enum Flowing {
@@ -106,17 +136,26 @@ impl Session {
         Self {
             app: beginning.app,
             registration: beginning.registration,
-            pool: beginning.pool,
             stack: beginning.stack,
             worker: beginning.worker,
-            waiter: Arc::default(),
-            talk: Conversation::new(number, beginning.startup, prepared, mode),
+            talk: Conversation::new(
+                number,
+                beginning.startup,
+                prepared,
+                mode,
+                Arc::clone(&beginning.pool.upstream.name),
+                beginning.terms,
+            ),
+            watch: Watch::default(),
             to_db: beginning.early,
             to_app: Flow::default(),
             stage: Stage::Ready,
+            untold: None,
             phase: Phase::Login,
+            account: Account::default(),
             terminating: false,
-            epoch: beginning.routes.epoch(),
+            pool: beginning.pool,
+            places: Places::default(),
             routes: beginning.routes,
         }
     }
@@ -132,13 +171,22 @@ impl Session {
         })
         .await;
         loop {
-            self.enter(Phase::Idle);
-            match self.next_exchange().await {
+            self.enter(if self.talk.begin.is_empty() { Phase::Idle } else { Phase::IdleInTransaction });
+            // What nearly every exchange needs happens here, without the futures of all that may have to be waited for:
+            // to make one costs more than the rest.
+            let mut woken = Woken::No;
+            match poll_fn(|cx| self.poll_exchange(cx, std::mem::replace(&mut woken, Woken::Yes))).await {
                 Next::Exchange => {}
                 Next::Ended => return self.last_words().await,
                 Next::Refused(refusal) => return self.end_with(&refusal).await,
             }
-            let lease = match self.checkout().await {
+            let now = clock::now();
+            let (sorted, began, ask) = self.sort_next(now);
+            let leased = match self.checkout_at_once(sorted, began, ask, now) {
+                Some(leased) => leased,
+                None => self.checkout(sorted, began, ask).await,
+            };
+            let mut lease = match leased {
                 Ok(lease) => lease,
                 Err(None) => return,
                 Err(Some(refusal)) if refusal.is_fatal() => return self.end_with(&refusal).await,
@@ -147,40 +195,110 @@ impl Session {
                     continue;
                 }
             };
-            match self.hold_backend(lease).await {
-                Flowing::On => {}
-                Flowing::Ended => return,
+            if !Arc::ptr_eq(&lease.applied, &self.talk.wanted)
+                && let Err(refused) = self.bring_settings(&mut lease).await
+            {
+                match self.settings_refused(lease, refused).await {
+                    Flowing::On => continue,
+                    Flowing::Ended => return,
+                }
+            }
+            self.serve(&lease);
+            self.talk.tokens.on =
+                lease.knows_tokens && self.pool.upstream.resolves() && self.pool.key.replication.is_none();
+            self.send_begin(&mut lease);
+            let end = poll_fn(|cx| self.poll_relay(cx, &mut lease)).await;
+            if matches!(end, Relayed::Over) && !self.talk.notes.has_settings() {
+                self.let_go(&lease, &end);
+                self.give_back_idle(lease);
+            } else if let Flowing::Ended = self.hold_on(lease, end).await {
+                return;
             }
         }
     }
 
+    #[inline]
     fn enter(&mut self, phase: Phase) {
         if phase != self.phase {
-            self.phase = phase;
-            let entry = &self.registration.entry;
-            entry.enter(phase);
-            if entry.has_any() {
-                // It was about the phase before.
-                entry.clear(Signal::Overdue);
-            }
+            self.change_to(phase);
         }
+    }
+
+    fn change_to(&mut self, phase: Phase) {
+        let left = std::mem::replace(&mut self.phase, phase);
+        self.account_for(left);
+        let entry = &self.registration.entry;
+        entry.enter(phase);
+        if entry.has_any() {
+            // It was about the phase before.
+            entry.clear(Signal::Overdue);
+        }
+    }
+
+    /// What the exchange at the front asks for, and since when.
+    #[inline]
+    fn sort_next(&mut self, now: Instant) -> (Sorted, Instant, Ask) {
+        self.talk.terms.refresh();
+        let sorted = self.talk.sort(self.to_db.unseen(), &self.pool);
+        let began = self.watch.take_began(now);
+        self.watch.asks(sorted.lane);
+        let ask = self.ask(sorted, began);
+        (sorted, began, ask)
+    }
+
+    /// A backend that is there; `None`: ask for one by [`Session::checkout`].
+    #[inline]
+    fn checkout_at_once(&mut self, sorted: Sorted, began: Instant, ask: Ask, now: Instant) -> Option<Leased> {
+        if !self.has_one_place() {
+            return None;
+        }
+        let checkout = Checkout { pool: &self.pool, lane: sorted.lane, ask, now, worker: self.worker };
+        let lease = self.stack.at_once(checkout)?;
+        Some(self.begin_with(lease, sorted, began, now))
     }
 
     /// Asks the stack for a backend. `Err(None)`: the application left while it waited.
-    async fn checkout(&mut self) -> Result<Lease, Option<Refusal>> {
-        if self.routes.epoch() != self.epoch {
-            self.epoch = self.routes.epoch();
-            let pool = self.routes.primary().pool(self.pool.key.clone());
-            pool.set_credential(self.pool.credential());
-            self.pool = pool;
+    async fn checkout(&mut self, sorted: Sorted, began: Instant, ask: Ask) -> Leased {
+        let (lease, now) = loop {
+            let epoch = self.go_where_it_runs(sorted, ask.deadline).await?;
+            match self.acquire(sorted.lane, ask, clock::now()).await {
+                Err(Some(refusal)) if self.is_elsewhere_now(&refusal, epoch, ask.deadline) => {}
+                // The wait for it is not part of the service.
+                acquired => break (acquired?, clock::now()),
+            }
+        };
+        self.begin_with(lease, sorted, began, now)
+    }
+
+    #[inline]
+    fn begin_with(&mut self, lease: Lease, sorted: Sorted, began: Instant, now: Instant) -> Leased {
+        match self.begin_exchange(&lease, sorted, began, now) {
+            Ok(()) => {
+                self.talk.gate = Gate::Open;
+                Ok(lease)
+            }
+            Err(refusal) => {
+                lease.give_back();
+                Err(Some(refusal))
+            }
         }
-        let checkout = Checkout { pool: &self.pool, waiter: &self.waiter, worker: self.worker };
+    }
+
+    async fn acquire(&mut self, lane: Lane, ask: Ask, now: Instant) -> Result<Lease, Option<Refusal>> {
+        let checkout = Checkout { pool: &self.pool, lane, ask, now, worker: self.worker };
         let mut acquire = pin!(self.stack.call(checkout));
-        poll_fn(|cx| match acquire.as_mut().poll(cx) {
+        let acquired = poll_fn(|cx| match acquire.as_mut().poll(cx) {
             Poll::Ready(acquired) => Poll::Ready(acquired.map_err(Some)),
             Poll::Pending => self.poll_queued(cx),
         })
-        .await
+        .await;
+        if let Err(Some(Refusal::NoUpstream { .. })) = &acquired {
+            self.pool.upstream.guard.failed(lane, Instant::now());
+        }
+        if acquired.is_ok() && self.phase == Phase::Queued {
+            meters::waited(lane, now.elapsed());
+        }
+        acquired
     }
 
     /// What may end the wait for a backend: the application leaves, cancels, or is told to go.
@@ -193,7 +311,7 @@ impl Session {
             return Poll::Ready(Err(Some(Refusal::Cancelled)));
         }
         if entry.has(Signal::Kill) {
-            return Poll::Ready(Err(Some(Refusal::Killed)));
+            return Poll::Ready(Err(Some(self.signalled(Signal::Kill))));
         }
         while self.to_db.has_room() {
             match self.to_db.poll_fill(cx, &mut self.app) {
@@ -205,25 +323,24 @@ impl Session {
         Poll::Pending
     }
 
-    /// Uses a backend until it is free again, or something ends.
-    async fn hold_backend(&mut self, mut lease: Lease) -> Flowing {
-        if !Arc::ptr_eq(&lease.applied, &self.talk.wanted)
-            && let Err(refused) = self.bring_settings(&mut lease).await
-        {
-            return self.settings_refused(lease, refused).await;
-        }
-        self.registration.entry.serve(Some(Arc::clone(&lease.cancel_target)));
-        let end = loop {
-            match poll_fn(|cx| self.poll_relay(cx, &mut lease)).await {
+    /// Uses a backend until it is free again, or something ends. `end`: what has ended its use for now.
+    async fn hold_on(&mut self, mut lease: Lease, mut end: Relayed) -> Flowing {
+        loop {
+            match end {
                 Relayed::Settle => {
                     if self.read_settings_back(&mut lease).await.is_err() {
-                        break Relayed::BackendGone { told: relay::Told::No };
+                        end = Relayed::BackendGone { told: relay::Told::No };
+                        break;
                     }
                 }
-                end => break end,
+                Relayed::Refused(refusal) if self.talk.status == TransactionStatus::Idle => {
+                    self.refuse_next(&refusal);
+                }
+                _ => break,
             }
-        };
-        self.registration.entry.serve(None);
+            end = poll_fn(|cx| self.poll_relay(cx, &mut lease)).await;
+        }
+        self.let_go(&lease, &end);
         match end {
             Relayed::Over | Relayed::Settle => self.give_back(lease).await,
             Relayed::Terminated => {
@@ -249,6 +366,9 @@ impl Session {
                 self.backend_gone(lease, relay::Told::No).await
             }
             Relayed::BackendGone { told } => self.backend_gone(lease, told).await,
+            Relayed::Refused(refusal) => self.refuse_in_transaction(lease, &refusal),
+            Relayed::Overdue(fate, refusal) => self.end_overdue(lease, fate, refusal).await,
+            Relayed::TransactionOverdue(refusal) => self.end_transaction(lease, refusal).await,
             Relayed::Signalled(signal) => {
                 let refusal = self.signalled(signal);
                 self.leave(lease);
@@ -258,43 +378,92 @@ impl Session {
         }
     }
 
+    /// Names the backend that serves the session, so that cancels and deadlines find their way.
+    #[inline]
+    fn serve(&self, lease: &Lease) {
+        let entry = &self.registration.entry;
+        entry.serve(&lease.cancel_target);
+        if let Some(slot) = &lease.slot {
+            slot.serve(entry);
+        }
+    }
+
+    /// The backend does not serve the session any more.
+    #[inline]
+    fn let_go(&mut self, lease: &Lease, end: &Relayed) {
+        self.registration.entry.let_go();
+        let health = match end {
+            Relayed::Overdue(..) | Relayed::BackendGone { .. } => Outcome::Failed,
+            _ => Outcome::Ignored,
+        };
+        if matches!(end, Relayed::BackendGone { .. }) {
+            self.pool.upstream.trouble();
+        }
+        self.break_exchange(lease, health);
+        if let Some(slot) = &lease.slot {
+            slot.let_go();
+        }
+        self.settle_account();
+    }
+
     /// The backend is idle and nothing is owed.
     async fn give_back(&mut self, mut lease: Lease) -> Flowing {
-        self.pool.exchanges.fetch_add(1, Ordering::Relaxed);
         if self.talk.notes.has_settings() && self.read_settings_back(&mut lease).await.is_err() {
             // Settings that were reported as set would silently be others from now on.
             drop(lease);
-            self.end_with(&Refusal::BackendLost { outcome: Outcome::RolledBack }).await;
+            self.end_with(&Refusal::BackendLost { outcome: refusal::Outcome::RolledBack }).await;
             return Flowing::Ended;
         }
+        self.give_back_idle(lease);
+        Flowing::On
+    }
+
+    /// Nothing is owed, and nothing is to be looked after.
+    #[inline]
+    fn give_back_idle(&mut self, lease: Lease) {
+        self.pool.exchanges.fetch_add(1, Ordering::Relaxed);
         if lease.cancel_target.is_threatened() {
             tokio::spawn(recover::quarantine(lease));
         } else {
             lease.give_back();
         }
-        Flowing::On
     }
 
     /// The session does not need the backend any more, whatever state it is in.
     fn leave(&mut self, lease: Lease) {
-        let unsent = self.to_db.is_pending() || !self.to_app.unseen().is_empty();
-        let plan = recover::Plan::of(&self.talk, unsent);
+        let plan = self.plan();
         tokio::spawn(recover::recover(lease, plan));
+    }
+
+    /// What has to be done for the backend to be fit for others.
+    fn plan(&self) -> recover::Plan {
+        let unsent = self.to_db.is_pending() || !self.to_app.unseen().is_empty();
+        recover::Plan::of(&self.talk, unsent)
     }
 
     /// Why the session ends at a signal.
     fn signalled(&self, signal: Signal) -> Refusal {
+        let outcome = match self.phase {
+            Phase::Login | Phase::Idle | Phase::Queued => refusal::Outcome::NotSent,
+            Phase::IdleInTransaction => refusal::Outcome::RolledBack,
+            Phase::Active => self.talk.outcome(),
+        };
         match (signal, self.phase) {
-            (Signal::Drain, _) => Refusal::Drain,
+            (Signal::Drain, _) => Refusal::Drain { outcome },
             (Signal::Overdue, Phase::IdleInTransaction) => Refusal::IdleInTransaction,
             (Signal::Overdue, _) => Refusal::IdleSession,
-            (Signal::Kill | Signal::Cancel, _) => Refusal::Killed,
+            // Who has to go because a drain is over was told to drain before.
+            (Signal::Kill, _) if self.registration.entry.has(Signal::Drain) => Refusal::Drain { outcome },
+            (Signal::Kill | Signal::Cancel | Signal::Due | Signal::Learn, _) => Refusal::Killed { outcome },
         }
     }
 
     /// Says why, and closes. Says nothing in the middle of a message.
     async fn end_with(&mut self, refusal: &Refusal) {
-        metrics::refused(refusal.reason());
+        match refusal.lane() {
+            Some(lane) => meters::told(lane, refusal),
+            None => meters::refused(None, refusal.reason()),
+        }
         if self.talk.answer_is_torn() {
             return;
         }

@@ -5,9 +5,13 @@ use std::sync::Arc;
 
 use hashbrown::{HashMap, HashSet};
 
+use super::local::Portals;
 use crate::backend::Statement;
 use crate::backend::connection::UnnamedOwner;
 use crate::exchange::Facts;
+use crate::exchange::facts::Commands;
+use crate::wire::frame::HEADER_LEN;
+use crate::wire::frontend::Parse;
 
 /// Named statements that one session may have. PostgreSQL has no limit but memory; ours is shared.
 pub const NAMED_LIMIT: usize = 10_000;
@@ -31,6 +35,21 @@ pub struct Names {
     pub unnamed_kind: UnnamedKind,
     /// Names that the pinned backend knows as the application does.
     lent: HashSet<Box<[u8]>, foldhash::fast::RandomState>,
+    local: Local,
+    /// Portals that we run.
+    pub(super) portals: Portals,
+}
+
+/// Statements that we run ourselves.
+#[derive(Debug, Default)]
+enum Local {
+    /// The session never had any.
+    #[default]
+    Never,
+    /// There may be some under a name.
+    Named,
+    /// The unnamed statement is one.
+    Unnamed(Commands),
 }
 
 /// An unnamed statement.
@@ -101,6 +120,41 @@ impl Names {
         self.lent.remove(name)
     }
 
+    /// Whether the session may have a statement or portal that we run.
+    #[inline]
+    pub fn has_local(&self) -> bool {
+        !matches!(self.local, Local::Never)
+    }
+
+    /// From now on there may be statements that we run.
+    pub fn expect_local(&mut self) {
+        if !self.has_local() {
+            self.local = Local::Named;
+        }
+    }
+
+    /// The unnamed statement is one that we run.
+    pub fn set_local_unnamed(&mut self, commands: Commands) {
+        self.clear_unnamed();
+        self.local = Local::Unnamed(commands);
+    }
+
+    /// What a statement does, if we run it.
+    pub fn local(&self, name: &[u8]) -> Option<&Commands> {
+        match &self.local {
+            Local::Unnamed(commands) if name.is_empty() => Some(commands),
+            Local::Never | Local::Named | Local::Unnamed(_) => {
+                self.get(name)?.facts.commands.as_ref().filter(|commands| commands.len() == 1)
+            }
+        }
+    }
+
+    fn forget_local_unnamed(&mut self) {
+        if matches!(self.local, Local::Unnamed(_)) {
+            self.local = Local::Named;
+        }
+    }
+
     /// Takes all names away.
     pub fn clear(&mut self) {
         self.named = HashMap::default();
@@ -123,6 +177,7 @@ impl Names {
 
     fn replace_unnamed(&mut self, frame: Vec<u8>, facts: Option<Facts>) {
         self.serials += 1;
+        self.forget_local_unnamed();
         self.unnamed_kind = UnnamedKind::Forwarded;
         let new = Unnamed { frame, facts, serial: self.serials };
         self.before.push_back(std::mem::replace(&mut self.unnamed, new));
@@ -156,6 +211,7 @@ impl Names {
     /// The session has no unnamed statement any more.
     pub fn clear_unnamed(&mut self) {
         self.serials += 1;
+        self.forget_local_unnamed();
         self.unnamed.frame.clear();
         self.unnamed.facts = None;
         self.unnamed.serial = self.serials;
@@ -165,6 +221,12 @@ impl Names {
     /// The Parse frame of the unnamed statement; empty when there is none to send.
     pub fn unnamed(&self) -> &[u8] {
         &self.unnamed.frame
+    }
+
+    /// The text of the unnamed statement; empty when there is none that is kept.
+    pub fn unnamed_text(&self) -> &[u8] {
+        let body = self.unnamed.frame.get(HEADER_LEN..).unwrap_or_default();
+        Parse::read(body).map(|parse| parse.text).unwrap_or_default()
     }
 
     /// Gives memory back that a quiet session does not need.

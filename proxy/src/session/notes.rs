@@ -3,6 +3,7 @@
 use crate::backend::prepared::schema_changed;
 use crate::exchange::facts::Need;
 use crate::exchange::{Change, Facts};
+use crate::pool::functions::functions_changed;
 use crate::sql::PinReason;
 use crate::wire::TransactionStatus;
 
@@ -60,6 +61,8 @@ pub struct Notes {
     pub resets: Vec<Box<str>>,
     /// All settings did.
     pub reset_all: bool,
+    /// And ours with them, at once.
+    pub resets_terms: bool,
     /// Pins that go if nothing failed.
     pub unpins: Vec<PinReason>,
     /// Whether command tags decide something.
@@ -68,6 +71,8 @@ pub struct Notes {
     pub failed: bool,
     /// The strongest need of what was sent since the last quiet moment.
     pub sent: Need,
+    /// Whether anything among it begins a transaction.
+    pub begins: bool,
     /// Whether a COMMIT was among it.
     pub commits: bool,
     /// Whether anything among it ends a transaction.
@@ -76,6 +81,8 @@ pub struct Notes {
     pub rolls_back: bool,
     /// Whether the transaction may change the schema.
     pub alters_schema: bool,
+    /// Whether the transaction may change functions.
+    pub alters_functions: bool,
 }
 
 impl Default for Notes {
@@ -84,14 +91,17 @@ impl Default for Notes {
             touched: Vec::new(),
             resets: Vec::new(),
             reset_all: false,
+            resets_terms: false,
             unpins: Vec::new(),
             watching: false,
             failed: false,
             sent: Need::Neutral,
+            begins: false,
             commits: false,
             ends_transaction: false,
             rolls_back: false,
             alters_schema: false,
+            alters_functions: false,
         }
     }
 }
@@ -101,10 +111,12 @@ impl Notes {
     #[inline]
     pub fn sent(&mut self, facts: &Facts, pins: &mut Pins) -> NewPins {
         self.sent = self.sent.max(facts.lane);
+        self.begins |= facts.begins;
         self.commits |= facts.commits;
         self.ends_transaction |= facts.ends_transaction;
         self.rolls_back |= facts.rolls_back;
         self.alters_schema |= facts.alters_schema;
+        self.alters_functions |= facts.alters_functions;
         if facts.changes.is_empty() { NewPins::default() } else { self.changes(&facts.changes, pins) }
     }
 
@@ -114,13 +126,16 @@ impl Notes {
             match change {
                 Change::Set(name) => note(&mut self.touched, name),
                 Change::Reset(name) => note(&mut self.resets, name),
-                Change::ResetAll => self.reset_all = true,
+                Change::ResetAll => {
+                    self.reset_all = true;
+                    self.resets_terms = true;
+                }
                 Change::DiscardAll => {
                     self.watching = true;
                     self.reset_all = true;
                 }
                 Change::DeallocateAll => self.watching = true,
-                Change::Deallocate(_) => {}
+                Change::Deallocate(_) | Change::Term(_) => {}
                 Change::Pin(reason) => {
                     self.unpins.retain(|unpin| unpin != reason);
                     if pins.insert(*reason) {
@@ -146,7 +161,12 @@ impl Notes {
             self.alters_schema = false;
             schema_changed();
         }
+        if self.alters_functions && status == TransactionStatus::Idle {
+            self.alters_functions = false;
+            functions_changed();
+        }
         self.sent = Need::Neutral;
+        self.begins = false;
         self.commits = false;
         self.ends_transaction = false;
         if status != TransactionStatus::Idle {

@@ -4,11 +4,10 @@
 
 use std::sync::Arc;
 
-use super::conversation::{Barrier, Check, Conversation, CopyIn, Fate, Frame, Skipping};
+use super::conversation::{Barrier, Check, Conversation, CopyIn, Fate, Frame, Gate, Skipping};
 use super::front::{Assembled, assemble};
 use super::names::UnnamedKind;
 use super::notes::NewPins;
-use super::relay::Hold;
 use crate::backend::Backend;
 use crate::exchange::{Facts, Owed};
 use crate::io::Flow;
@@ -29,6 +28,8 @@ pub enum Outbound {
     More,
     /// What is there has to be written first, or answered.
     Blocked,
+    /// An exchange is there that has to be admitted.
+    Exchange,
     /// The application said goodbye.
     Terminate,
 }
@@ -52,6 +53,9 @@ impl Conversation {
                     return Ok(Outbound::More);
                 }
             }
+            if self.skipping == Skipping::UntilOurSync {
+                self.send_our_sync(flow);
+            }
             if flow.is_full() || self.ledger.is_full() || self.is_barred() || self.check == Check::Asked {
                 return Ok(Outbound::Blocked);
             }
@@ -62,11 +66,22 @@ impl Conversation {
             if self.between_exchanges
                 && !matches!(header.tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL)
             {
-                // Half an exchange must not keep the backend that the one before needed.
-                if self.keeps() == Hold::Transaction && assemble(flow)? == Assembled::Partial {
-                    return Ok(Outbound::More);
+                if self.gate == Gate::Shut {
+                    // Half an exchange must not keep the backend that the one before needed, and cannot be judged.
+                    if assemble(flow)? == Assembled::Partial {
+                        return Ok(Outbound::More);
+                    }
+                    if header.tag != tag::TERMINATE {
+                        return Ok(Outbound::Exchange);
+                    }
                 }
+                self.gate = Gate::Shut;
                 self.between_exchanges = false;
+                if let Some(plain) = self.plain.take()
+                    && self.send_plain(plain, flow, backend)
+                {
+                    continue;
+                }
             }
             match self.outbound_frame(header, flow, backend)? {
                 Step::Next => {}
@@ -86,9 +101,10 @@ impl Conversation {
 
     /// An exchange is complete.
     #[inline]
-    fn exchange_ends(&mut self) {
+    pub(super) fn exchange_ends(&mut self) {
         self.unsynced = false;
         self.between_exchanges = true;
+        self.tokens.exchange_ends();
         if self.barrier == Barrier::AtItsEnd {
             self.barrier = Barrier::Here;
         }
@@ -103,6 +119,9 @@ impl Conversation {
     ) -> Result<Step, WireError> {
         if self.skipping == Skipping::UntilSync && !matches!(header.tag, tag::SYNC | tag::TERMINATE) {
             return Ok(self.move_on(header, flow, Fate::Skip));
+        }
+        if let Some(step) = self.local_step(header, flow) {
+            return Ok(step);
         }
         self.unsynced |=
             matches!(header.tag, tag::PARSE | tag::BIND | tag::DESCRIBE | tag::EXECUTE | tag::CLOSE);
@@ -121,16 +140,22 @@ impl Conversation {
                 self.ledger.owe(Owed::Local(answer.into()));
                 return Ok(self.move_on(header, flow, Fate::Skip));
             }
-            tag::EXECUTE => self.ledger.owe(Owed::Execute),
+            tag::EXECUTE => {
+                self.tokens.executes();
+                self.ledger.owe(Owed::Execute);
+            }
             // The server ignores it while it takes COPY data.
             tag::SYNC if self.copy_in == CopyIn::Taking => {}
             tag::SYNC => {
+                self.ask_before_sync(flow, backend);
                 self.skipping = Skipping::No;
+                self.local_since_sync = false;
                 self.ledger.owe(Owed::Sync);
                 self.exchange_ends();
             }
             tag::FUNCTION_CALL => {
                 let _ = self.notes.sent(&Facts::of(b"call"), &mut self.pins);
+                self.tokens.sent_unknown();
                 self.ledger.owe(Owed::FunctionCall);
                 self.exchange_ends();
             }
@@ -163,7 +188,7 @@ impl Conversation {
             }
             return Ok(self.incomplete(header, flow, Owed::Query));
         };
-        let facts = Facts::of(query_text(frame.get(HEADER_LEN..).unwrap_or_default())?);
+        let facts = self.facts_of(query_text(frame.get(HEADER_LEN..).unwrap_or_default())?);
         // A simple query takes the unnamed statement away.
         backend.unnamed = None;
         self.names.clear_unnamed();
@@ -178,9 +203,12 @@ impl Conversation {
         }
         self.lend_name(&facts, flow);
         self.sent(&facts);
-        self.exchange_ends();
+        self.ask_before_query(flow, backend);
         self.ledger.owe(Owed::Query);
-        Ok(self.move_on(header, flow, Fate::Pass))
+        let step = self.move_on(header, flow, Fate::Pass);
+        self.ask_behind_query(flow, backend);
+        self.exchange_ends();
+        Ok(step)
     }
 
     /// SQL that executes a statement of the protocol knows it by the application's name: the backend gets it
@@ -188,6 +216,10 @@ impl Conversation {
     pub(super) fn lend_name(&mut self, facts: &Facts, flow: &mut Flow) {
         let Some(name) = &facts.executes else { return };
         let Some(statement) = self.names.get(name).map(Arc::clone) else { return };
+        if statement.facts.commands.is_some() {
+            // No server runs it.
+            return;
+        }
         if !self.names.lend(name) {
             return;
         }
@@ -210,14 +242,21 @@ impl Conversation {
     }
 
     pub(super) fn sent(&mut self, facts: &Facts) {
+        self.tokens.sent(facts);
         let NewPins(reason) = self.notes.sent(facts, &mut self.pins);
         self.note_sent(reason);
+        if !facts.changes.is_empty() {
+            self.note_terms(facts);
+        }
     }
 
     /// After every `Notes::sent`.
     pub(super) fn note_sent(&mut self, pinned: Option<PinReason>) {
         if let Some(reason) = pinned {
             metrics::pinned(reason);
+        }
+        if std::mem::take(&mut self.notes.resets_terms) {
+            self.terms.reset_all();
         }
         if self.notes.watching && self.barrier == Barrier::None {
             self.barrier = Barrier::AtItsEnd;

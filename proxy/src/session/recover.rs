@@ -1,5 +1,6 @@
 //! What happens to a backend whose session left: cancelled, drained, rolled back, cleaned, and only then
-//! given to others. Whatever does not work in time ends with RST.
+//! given to others. Where that does not work in time it is given up on, and its place is free when the server says that
+//! its process is gone: an application that leaves what is stuck must not make room for more of the same.
 
 use std::time::Duration;
 
@@ -45,27 +46,45 @@ impl Plan {
     }
 }
 
+impl Plan {
+    /// Whether a single exchange runs, whole: nothing would run after it.
+    pub(super) fn is_single(&self) -> bool {
+        self.position == Position::Owing && self.ready_owed == 1 && !self.wants_sync && !self.copying_in
+    }
+}
+
+/// Watches a backend whose exchange must not be disturbed, however long it takes, until it can go to others.
+pub(super) async fn see_off(mut lease: Lease, plan: Plan) {
+    let scan = DrainScan { body_left: plan.inbound_left };
+    if lease.drain(scan, plan.ready_owed).await.is_err() || clean(&mut lease, plan.hold).await.is_err() {
+        return lease.give_up();
+    }
+    quarantine(lease).await;
+}
+
 /// Makes the backend fit for other sessions, or closes it.
 pub(super) async fn recover(mut lease: Lease, plan: Plan) {
-    if plan.position == Position::Torn {
-        // Half a message was sent: nothing that we could add would be understood.
-        return;
-    }
-    if lease.pool().key.replication.is_some() {
+    // Half a message was sent: nothing that we could add would be understood.
+    let torn = plan.position == Position::Torn;
+    if !torn && lease.pool().key.replication.is_some() {
         return lease.terminate().await;
     }
+    if torn || end_work(&mut lease, &plan).await.is_err() {
+        return lease.give_up();
+    }
+    quarantine(lease).await;
+}
+
+async fn end_work(lease: &mut Lease, plan: &Plan) -> Result<(), ()> {
     if plan.position == Position::Owing && plan.ready_owed > 1 {
         // A cancel ends the first of several exchanges; the others must not run either.
         let _ = lease.cancel_target.announce().send().await;
-        return;
+        return Err(());
     }
-    if plan.position == Position::Owing && !stop(&mut lease, &plan).await {
-        return;
+    if plan.position == Position::Owing && !stop(lease, plan).await {
+        return Err(());
     }
-    if clean(&mut lease, plan.hold).await.is_err() {
-        return;
-    }
-    quarantine(lease).await;
+    clean(lease, plan.hold).await
 }
 
 /// Cancels what runs and reads what is still to come.
@@ -119,12 +138,12 @@ pub(super) async fn quarantine(mut lease: Lease) {
     if lease.cancel_target.is_threatened() {
         let target = std::sync::Arc::clone(&lease.cancel_target);
         if tokio::time::timeout(SETTLE, target.settled()).await.is_err() || target.is_doomed() {
-            return;
+            return lease.give_up();
         }
         // The signal was sent before the server closed the cancel's connection, but a backend acts on it a
         // moment later: an empty query takes the blow for the next session.
         if run(&mut lease, b"").await.is_err() {
-            return;
+            return lease.give_up();
         }
     }
     lease.give_back();

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
@@ -12,11 +12,16 @@ use subtle::ConstantTimeEq;
 use crate::backend::CancelTarget;
 use crate::backend::cancel::CancelInFlight;
 use crate::clock;
+use crate::directory::{Directory, NOBODY};
+use crate::session::policy::IdleLimits;
 use crate::wire::startup::{ProtocolVersion, VERSION_3_2};
 
 /// Bytes of the secret that we give to protocol 3.2; 3.0 has room for four.
 const SECRET_LEN: usize = 32;
 const SECRET_LEN_3_0: usize = 4;
+
+/// Connections beyond `listen.max_sessions` that are looked at at a time; more are turned away unseen.
+const EXTRA_MAX: usize = 4;
 
 /// What other threads may want of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,8 +33,12 @@ pub enum Signal {
     Drain = 2,
     /// End now.
     Kill = 4,
-    /// The deadline of the phase has passed.
+    /// The session has been idle for too long.
     Overdue = 8,
+    /// What runs, or the transaction, has taken too long.
+    Due = 16,
+    /// What runs was seen waiting for something.
+    Learn = 32,
 }
 
 /// What a session is doing.
@@ -60,9 +69,13 @@ impl Phase {
     }
 }
 
+static ENTRIES: Directory<Entry> = Directory::new();
+
 /// One session, as the rest of the process sees it.
 #[derive(Debug)]
 pub struct Entry {
+    /// Leads to it; see [`Entry::numbered`].
+    pub number: u64,
     /// The process id that the application was given.
     pub process_id: u32,
     secret: Vec<u8>,
@@ -74,25 +87,48 @@ pub struct Entry {
     pub started: Instant,
     /// Who it is, once that is known.
     pub identity: OnceLock<Identity>,
+    /// How long it may idle.
+    pub idle: Arc<IdleLimits>,
     signals: AtomicU8,
     /// Milliseconds since `started` and phase, packed.
     phase: AtomicU64,
     waker: Mutex<Option<Waker>>,
-    serving: Mutex<Option<Arc<CancelTarget>>>,
+    /// The number of the backend that serves it now.
+    serving: AtomicU64,
 }
 
 /// Who a session is.
 #[derive(Debug)]
 pub struct Identity {
+    /// What it is connected to.
+    pub kind: Kind,
     /// User.
     pub user: Box<str>,
     /// Database.
     pub database: Box<str>,
     /// `application_name` at login.
     pub application_name: Box<str>,
+    /// Our own end of the connection; `None` for unix sockets.
+    pub local: Option<SocketAddr>,
+    /// TLS version and cipher suite; empty without TLS.
+    pub tls: Box<str>,
+}
+
+/// What a session is connected to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// PostgreSQL, through a pool.
+    Application,
+    /// The admin console.
+    Console,
 }
 
 impl Entry {
+    /// The session with this number, while it is here.
+    pub fn numbered(number: u64) -> Option<Arc<Self>> {
+        ENTRIES.get(number)
+    }
+
     /// The secret as the protocol version has room for it; from now on only this much of it counts.
     pub fn give_secret(&self, version: ProtocolVersion) -> &[u8] {
         let len = if version >= VERSION_3_2 { SECRET_LEN } else { SECRET_LEN_3_0 };
@@ -102,6 +138,11 @@ impl Entry {
 
     fn given_secret(&self) -> &[u8] {
         self.secret.get(..self.secret_len.load(Ordering::Relaxed)).unwrap_or_default()
+    }
+
+    /// Process id at PostgreSQL and cancel target of the backend that serves the session now.
+    pub fn served_by(&self) -> Option<Arc<CancelTarget>> {
+        CancelTarget::numbered(self.serving.load(Ordering::SeqCst))
     }
 
     /// Names the task to wake for signals. Once, from within the task.
@@ -147,27 +188,46 @@ impl Entry {
         (Phase::of(packed), packed >> 4)
     }
 
-    /// Names the backend that serves the session from now on, or none.
+    /// Names the backend that serves the session from now on.
     #[inline]
-    pub fn serve(&self, target: Option<Arc<CancelTarget>>) {
-        *self.serving.lock().unwrap_or_else(PoisonError::into_inner) = target;
+    pub fn serve(&self, target: &CancelTarget) {
+        self.serving.store(target.number, Ordering::Release);
     }
 
-    /// Cancels what the session runs. The threat to the backend is announced under the same lock that the
-    /// session takes before it lets go of the backend, so it can never hit another session.
+    /// No backend serves the session any more. Whether a cancel threatens the one that did is to be asked after
+    /// this; see [`CancelTarget::is_threatened`].
+    #[inline]
+    pub fn let_go(&self) {
+        self.serving.store(NOBODY, Ordering::SeqCst);
+    }
+
+    /// Cancels what the session runs. The threat to the backend is announced before a last look whether it still
+    /// serves the session, and the session asks for threats after it let go, so a cancel can never hit another
+    /// session.
     ///
     /// Yields what is still to be done: sending it. An application believes that its cancel is over when its
     /// connection ends, so that has to wait for this.
     fn cancel(&self) -> Option<CancelInFlight> {
-        let serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(target) = &*serving {
-            return Some(target.announce());
+        while let Some(target) = self.served_by() {
+            if self.phase().0 == Phase::IdleInTransaction {
+                // While the application waits for nothing there is nothing to cancel but questions of ours.
+                return None;
+            }
+            let cancel = target.announce();
+            if self.serving.load(Ordering::SeqCst) == target.number {
+                return Some(cancel);
+            }
         }
-        drop(serving);
         if self.phase().0 == Phase::Queued {
             self.signal(Signal::Cancel);
         }
         None
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        ENTRIES.leave(self.number);
     }
 }
 
@@ -177,6 +237,9 @@ pub struct Registry {
     sessions: Mutex<HashMap<u32, Arc<Entry>>>,
     next: AtomicU32,
     open: AtomicUsize,
+    /// Connections beyond the limit that are looked at, and the console that was found that way.
+    extra: AtomicUsize,
+    extra_console: AtomicBool,
 }
 
 /// The right to be a session; dropping it takes the session out of the registry.
@@ -184,8 +247,20 @@ pub struct Registry {
 #[must_use]
 pub struct Registration {
     registry: Arc<Registry>,
+    place: Place,
     /// The session.
     pub entry: Arc<Entry>,
+}
+
+/// Which place a session takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// One of those that are configured.
+    Ordinary,
+    /// One beyond the limit, until it is known whom it is for.
+    Extra,
+    /// The one beyond the limit that is kept for the admin console.
+    Console,
 }
 
 impl Registry {
@@ -195,26 +270,36 @@ impl Registry {
 
     /// Enters a session; `None` when `max` sessions are here already.
     pub fn register(self: &Arc<Self>, peer: Option<SocketAddr>, max: usize) -> Option<Registration> {
-        let take = |open: usize| (open < max).then_some(open + 1);
-        self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).ok()?;
+        take_one(&self.open, max).then(|| self.enter(peer, Place::Ordinary))
+    }
+
+    /// Enters one beyond the limit, to see whether it is for the admin console; `None` when enough of them are
+    /// being looked at.
+    pub fn register_extra(self: &Arc<Self>, peer: Option<SocketAddr>) -> Option<Registration> {
+        take_one(&self.extra, EXTRA_MAX).then(|| self.enter(peer, Place::Extra))
+    }
+
+    fn enter(self: &Arc<Self>, peer: Option<SocketAddr>, place: Place) -> Registration {
         let mut secret = vec![0; SECRET_LEN];
         rand::Rng::fill_bytes(&mut rand::rng(), &mut secret);
         let mut sessions = self.lock();
         let process_id = self.free_process_id(&sessions);
-        let entry = Arc::new(Entry {
+        let entry = ENTRIES.enter(|number| Entry {
+            number,
             process_id,
             secret,
             secret_len: AtomicUsize::new(SECRET_LEN),
             peer,
             started: Instant::now(),
             identity: OnceLock::new(),
+            idle: Arc::default(),
             signals: AtomicU8::new(0),
             phase: AtomicU64::new(0),
             waker: Mutex::new(None),
-            serving: Mutex::new(None),
+            serving: AtomicU64::new(NOBODY),
         });
         sessions.insert(process_id, Arc::clone(&entry));
-        Some(Registration { registry: Arc::clone(self), entry })
+        Registration { registry: Arc::clone(self), place, entry }
     }
 
     /// A positive number that no session has: drivers read it as a signed 32-bit integer.
@@ -250,6 +335,8 @@ impl Registry {
     /// How many there are.
     pub fn len(&self) -> usize {
         self.open.load(Ordering::Relaxed)
+            + self.extra.load(Ordering::Relaxed)
+            + usize::from(self.extra_console.load(Ordering::Relaxed))
     }
 
     /// Whether there are none.
@@ -265,9 +352,69 @@ impl Registry {
     }
 }
 
+/// Takes one of `max` places.
+fn take_one(taken: &AtomicUsize, max: usize) -> bool {
+    let take = |taken: usize| (taken < max).then_some(taken + 1);
+    taken.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok()
+}
+
+impl Registration {
+    /// Whether it is there only to be looked at.
+    pub fn is_extra(&self) -> bool {
+        self.place == Place::Extra
+    }
+
+    /// Keeps its place for the admin console; false when it was beyond the limit and the one place for that is
+    /// taken.
+    #[must_use]
+    pub fn claim_console(&mut self) -> bool {
+        if self.place != Place::Extra {
+            return true;
+        }
+        if self.registry.extra_console.swap(true, Ordering::AcqRel) {
+            return false;
+        }
+        self.place = Place::Console;
+        self.registry.extra.fetch_sub(1, Ordering::AcqRel);
+        true
+    }
+}
+
 impl Drop for Registration {
     fn drop(&mut self) {
         self.registry.lock().remove(&self.entry.process_id);
-        self.registry.open.fetch_sub(1, Ordering::AcqRel);
+        match self.place {
+            Place::Ordinary => drop(self.registry.open.fetch_sub(1, Ordering::AcqRel)),
+            Place::Extra => drop(self.registry.extra.fetch_sub(1, Ordering::AcqRel)),
+            Place::Console => self.registry.extra_console.store(false, Ordering::Release),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn beyond_the_limit_a_few_are_looked_at_and_one_console_stays() {
+        // Without a bound, connections beyond the limit would be a second limit that nobody configured; without the
+        // place for a console, nobody could look at who holds all the others.
+        let registry = Arc::new(Registry::default());
+        let _full = registry.register(None, 1).unwrap();
+        assert!(registry.register(None, 1).is_none());
+
+        let mut extra: Vec<_> = (0..EXTRA_MAX).filter_map(|_| registry.register_extra(None)).collect();
+        assert!(registry.register_extra(None).is_none());
+        assert!(extra.iter().all(Registration::is_extra));
+        let mut console = extra.pop().unwrap();
+        assert!(console.claim_console() && !console.is_extra());
+        let mut second = extra.pop().unwrap();
+        assert!(!second.claim_console(), "there is one such place");
+        assert!(registry.register_extra(None).is_some(), "the console takes no place for looking");
+
+        drop(console);
+        assert!(second.claim_console());
+        drop((second, extra));
+        assert_eq!(registry.len(), 1);
     }
 }

@@ -5,10 +5,20 @@
 
 use std::task::{Context, Poll};
 
+use tidegate_layers::breaker::Phase as Breaker;
+use tidegate_layers::shed::Reason;
+use tokio::time::Instant;
+
 use super::Session;
+use super::conversation::{Gate, Whose};
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::registry::{Phase, Signal};
+use super::routing::Place;
+use super::sorting::Sorted;
+use super::watch::{Aftermath, Verdict};
+use crate::clock;
+use crate::exchange::{Refusal, refusal};
 use crate::pool::Lease;
 use crate::wire::{TransactionStatus, WireError};
 
@@ -35,8 +45,23 @@ pub enum Relayed {
     },
     /// PostgreSQL broke the protocol.
     BackendViolation(WireError),
+    /// The next exchange may not be sent. Nothing of it was, and nothing else is owed.
+    Refused(Refusal),
+    /// What runs has taken too long, and the application is told now.
+    Overdue(Fate, Refusal),
+    /// The transaction has taken too long, while nothing runs in it.
+    TransactionOverdue(Refusal),
     /// Somebody wants the session to end.
     Signalled(Signal),
+}
+
+/// What becomes of a backend whose application does not wait for it any more.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It goes on to its end, watched.
+    Left,
+    /// Its connection is closed with RST.
+    GivenUp,
 }
 
 /// Whether an error was passed on already.
@@ -57,6 +82,18 @@ pub enum Hold {
     Session,
 }
 
+/// Whether an exchange may be sent.
+enum Admitted {
+    Yes,
+    /// Something has to happen before.
+    NotYet,
+    No(Refusal),
+    /// Not on this backend: a cancel may hit it at any time.
+    Never,
+    /// Not on this backend: its server is not what it was.
+    Void,
+}
+
 /// Why a side stopped.
 enum Side {
     /// Nothing can move until a socket is ready.
@@ -72,6 +109,11 @@ impl Session {
     pub(super) fn poll_relay(&mut self, cx: &mut Context<'_>, lease: &mut Lease) -> Poll<Relayed> {
         // Whoever waits for an answer is most likely woken by it; when it is the last, nothing else matters.
         if !self.talk.ledger.is_empty() {
+            if !self.to_app.is_pending()
+                && let Some(Ok(0) | Err(_)) = self.to_app.fill_now(&mut lease.stream)
+            {
+                return Poll::Ready(Relayed::BackendGone { told: Told::No });
+            }
             if let Side::Ended(end) = self.carry_inbound(cx, lease) {
                 return Poll::Ready(end);
             }
@@ -96,9 +138,9 @@ impl Session {
             }
         }
         if self.registration.entry.has_any()
-            && let Some(signal) = self.pressing_signal()
+            && let Some(end) = self.pressing_signal(lease)
         {
-            return Poll::Ready(Relayed::Signalled(signal));
+            return Poll::Ready(end);
         }
         Poll::Pending
     }
@@ -127,6 +169,7 @@ impl Session {
         loop {
             if self.to_db.is_pending() {
                 match self.to_db.poll_write_to(cx, &mut lease.stream) {
+                    Poll::Ready(Ok(())) if self.talk.is_copying_in() => self.note_progress(lease),
                     Poll::Ready(Ok(())) => {}
                     // What the server said last is still to be read, and says more than this error.
                     Poll::Ready(Err(_)) => self.to_db.drop_passed(),
@@ -138,6 +181,19 @@ impl Session {
             }
             match self.talk.scan_outbound(&mut self.to_db, lease) {
                 Ok(Outbound::More) => {}
+                Ok(Outbound::Exchange) => match self.admit_next(cx, lease) {
+                    Admitted::Yes => continue,
+                    Admitted::NotYet if self.to_db.is_pending() => continue,
+                    Admitted::NotYet => return Side::Waits,
+                    Admitted::Void => return Side::Ended(Relayed::BackendGone { told: Told::No }),
+                    Admitted::Never => {
+                        // What ran was answered although it was late, and the cancel may come yet.
+                        let failed = self.talk.status == TransactionStatus::Failed;
+                        let told = if failed { Told::Yes } else { Told::No };
+                        return Side::Ended(Relayed::BackendGone { told });
+                    }
+                    Admitted::No(refusal) => return Side::Ended(Relayed::Refused(refusal)),
+                },
                 Ok(Outbound::Blocked) if self.to_db.is_pending() => continue,
                 Ok(Outbound::Blocked) => return Side::Blocked,
                 Ok(Outbound::Terminate) => {
@@ -197,6 +253,16 @@ impl Session {
     fn look_inbound(&mut self, lease: &mut Lease) -> Option<Relayed> {
         match self.talk.scan_inbound(&mut self.to_app, lease) {
             Ok(Inbound::More | Inbound::Blocked) => {
+                if let Some(in_recovery) = self.talk.in_hot_standby.take() {
+                    self.pool.upstream.hinted(in_recovery);
+                }
+                if self.watch.is_running() {
+                    if self.talk.ledger.is_empty() && !self.talk.owes_sync() {
+                        self.end_exchange(lease);
+                    } else {
+                        self.note_progress(lease);
+                    }
+                }
                 self.note_phase();
                 None
             }
@@ -208,7 +274,7 @@ impl Session {
     /// Keeps what other threads see of the session up to date.
     #[inline]
     fn note_phase(&mut self) {
-        let phase = match (self.talk.ledger.is_empty(), self.talk.status) {
+        let phase = match (self.talk.waits_for_nothing(), self.talk.status) {
             (false, _) => Phase::Active,
             (true, _) if self.talk.owes_sync() => Phase::IdleInTransaction,
             (true, TransactionStatus::Idle) => Phase::Idle,
@@ -217,8 +283,111 @@ impl Session {
         self.enter(phase);
     }
 
+    /// Whether the exchange at the front may be sent: its lane must have room and its breaker be closed.
+    fn admit_next(&mut self, cx: &mut Context<'_>, lease: &mut Lease) -> Admitted {
+        match self.watch.aftermath(lease) {
+            Aftermath::None => {}
+            Aftermath::Pending => return Admitted::NotYet,
+            Aftermath::Doomed => return Admitted::Never,
+        }
+        let now = clock::now();
+        self.talk.terms.refresh();
+        self.talk.front = Whose::Unknown;
+        let sorted = self.talk.sort(self.to_db.unseen(), &self.pool);
+        match self.place(lease, sorted.reach()) {
+            Place::Here => {}
+            // What was sent before has to be answered first; then the backend is given back.
+            Place::Elsewhere => return Admitted::NotYet,
+            Place::Lost if !self.talk.ledger.is_empty() => return Admitted::NotYet,
+            Place::Lost if self.talk.keeps() == Hold::Session => return Admitted::Void,
+            Place::Lost => {
+                return Admitted::No(Refusal::BackendLost { outcome: refusal::Outcome::RolledBack });
+            }
+        }
+        // The wait for the lane counts.
+        let began = self.watch.waiting_since().unwrap_or(now);
+        if let Err(refusal) = self.enter_lane(cx, lease, sorted, now) {
+            // What was sent before has to be answered first.
+            return match refusal {
+                Some(refusal) if self.talk.ledger.is_empty() => Admitted::No(refusal),
+                Some(_) | None => Admitted::NotYet,
+            };
+        }
+        if let Err(refusal) = self.begin_exchange(lease, sorted, began, now) {
+            return Admitted::No(refusal);
+        }
+        self.talk.gate = Gate::Open;
+        Admitted::Yes
+    }
+
+    /// Charges the lease to the lane. `Err(None)`: there is no room yet.
+    fn enter_lane(
+        &mut self,
+        cx: &mut Context<'_>,
+        lease: &mut Lease,
+        sorted: Sorted,
+        now: Instant,
+    ) -> Result<(), Option<Refusal>> {
+        let lane = sorted.lane;
+        if let Err(open) = self.pool.upstream.guard.admit(lane, now) {
+            lease.stay();
+            return Err(Some(Refusal::breaker_open(lane, open)));
+        }
+        let idle = self.talk.status == TransactionStatus::Idle;
+        if lane == lease.lane() || (lane < lease.lane() && !idle) {
+            return Ok(());
+        }
+        match lease.poll_move(lane, cx) {
+            Poll::Ready(moved) => {
+                self.watch.stop_waiting();
+                moved.map_err(Some)
+            }
+            Poll::Pending if self.pool.upstream.guard.phase(lane) == Breaker::Suspect => {
+                // The lane is full of what hangs. To wait for it would take a backend from those who could read.
+                lease.stay();
+                self.watch.stop_waiting();
+                let retry_after = self.pool.upstream.limits().codel.target;
+                Err(Some(Refusal::Shed { lane, reason: Reason::Limit, retry_after }))
+            }
+            Poll::Pending => {
+                self.wait_for_lane(lease, sorted, now);
+                Err(None)
+            }
+        }
+    }
+
+    /// What ends the session's or the exchange's stay now, if anything does.
+    fn pressing_signal(&mut self, lease: &mut Lease) -> Option<Relayed> {
+        if self.registration.entry.has(Signal::Due) {
+            self.registration.entry.clear(Signal::Due);
+            if let Some(end) = self.due(lease) {
+                return Some(end);
+            }
+        }
+        if self.registration.entry.has(Signal::Learn) {
+            self.registration.entry.clear(Signal::Learn);
+            self.learn(lease.cancel_target.process_id);
+        }
+        self.ending_signal().map(Relayed::Signalled)
+    }
+
+    /// The deadline of what runs, or waits to, has passed.
+    fn due(&mut self, lease: &mut Lease) -> Option<Relayed> {
+        match self.overdue(lease) {
+            Verdict::Patience => None,
+            Verdict::Cancel => {
+                self.watch.cancel(lease, &self.registration.entry);
+                None
+            }
+            Verdict::Leave(refusal) => Some(Relayed::Overdue(Fate::Left, refusal)),
+            Verdict::GiveUp(refusal) => Some(Relayed::Overdue(Fate::GivenUp, refusal)),
+            Verdict::Refuse(refusal) => Some(Relayed::Refused(refusal)),
+            Verdict::EndTransaction(refusal) => Some(Relayed::TransactionOverdue(refusal)),
+        }
+    }
+
     /// The signal that ends the session now, if there is one.
-    fn pressing_signal(&mut self) -> Option<Signal> {
+    fn ending_signal(&mut self) -> Option<Signal> {
         let entry = &self.registration.entry;
         // Here a cancel goes to the backend, not to us.
         entry.clear(Signal::Cancel);

@@ -34,7 +34,7 @@ impl Conversation {
         };
         let parse = Parse::read(frame.get(HEADER_LEN..).unwrap_or_default())?;
         if parse.name.is_empty() {
-            let facts = Facts::of(parse.text);
+            let facts = self.facts_of(parse.text);
             if let Some(name) = facts.sole_deallocate()
                 && self.names.get(name).is_some()
             {
@@ -54,7 +54,7 @@ impl Conversation {
         if self.names.get(&name).is_some() {
             return Ok(self.parse_duplicate(header, flow, backend, &name));
         }
-        let statement = Statement::intern(parse.definition, || Facts::of(parse.text));
+        let statement = Statement::intern(parse.definition, || self.facts_of(parse.text));
         if self.check == Check::No && self.may_check() && backend.prepared.touch(statement.id) {
             return Ok(self.ask(&statement, flow));
         }
@@ -133,14 +133,14 @@ impl Conversation {
     }
 
     /// Prepares a statement on the backend without the application's knowledge.
-    fn inject_parse(&mut self, statement: &Statement, flow: &mut Flow, backend: &mut Backend) {
+    pub(super) fn inject_parse(&mut self, statement: &Statement, flow: &mut Flow, backend: &mut Backend) {
         flow.insert(|out| statement.put_parse(out));
         self.ledger.owe(Owed::InjectedParse(Some(statement.id)));
         self.has_now(statement.id, flow, backend);
     }
 
     /// The backend has the statement now; the one that it has not used for longest goes.
-    fn has_now(&mut self, id: StatementId, flow: &mut Flow, backend: &mut Backend) {
+    pub(super) fn has_now(&mut self, id: StatementId, flow: &mut Flow, backend: &mut Backend) {
         if let Some(evicted) = backend.prepared.insert(id, self.prepared_limit) {
             flow.insert(|out| {
                 put_frame(out, tag::CLOSE, |out| {
@@ -180,6 +180,7 @@ impl Conversation {
         };
         let id = statement.id;
         let lens = (names.portal.len(), names.len());
+        self.tokens.sent(&statement.facts);
         let NewPins(reason) = self.notes.sent(&statement.facts, &mut self.pins);
         if backend.prepared.touch(id) {
             rename_bind(header, lens, &statement.name, flow);
@@ -199,11 +200,13 @@ impl Conversation {
     fn sent_unknown(&mut self) {
         self.notes.sent = crate::exchange::facts::Need::Write;
         self.notes.commits = true;
+        self.tokens.sent_unknown();
     }
 
     /// Makes sure that the backend's unnamed statement is this session's.
     fn use_unnamed(&mut self, flow: &mut Flow, backend: &mut Backend) {
         if let Some(facts) = self.names.unnamed_facts() {
+            self.tokens.sent(facts);
             let NewPins(reason) = self.notes.sent(facts, &mut self.pins);
             self.note_sent(reason);
         }
@@ -293,6 +296,10 @@ impl Conversation {
                     return Ok(self.move_on(header, flow, Fate::Skip));
                 }
             }
+            Target::Portal(_) if header.tag == tag::DESCRIBE => {
+                self.ledger.owe(Owed::DescribePortal);
+                return Ok(self.move_on(header, flow, Fate::Pass));
+            }
             Target::Portal(_) => {}
         }
         self.ledger.owe(owed(None));
@@ -310,7 +317,13 @@ fn names_missing(header: Header, flow: &mut Flow, there: usize) -> Result<Step, 
 }
 
 /// Replaces header and names of a Bind; the parameters behind them pass.
-fn rename_bind(header: Header, (portal_len, names_len): (usize, usize), name: &[u8], flow: &mut Flow) {
+#[inline]
+pub(super) fn rename_bind(
+    header: Header,
+    (portal_len, names_len): (usize, usize),
+    name: &[u8],
+    flow: &mut Flow,
+) {
     flow.replace(HEADER_LEN + names_len, |out, bytes| {
         let at = out.len();
         out.extend_from_slice(&[tag::BIND, 0, 0, 0, 0]);

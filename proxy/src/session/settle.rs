@@ -133,6 +133,9 @@ impl Session {
         let values = rows.into_iter().next().unwrap_or_default();
         for (name, value) in reported.iter().zip(values) {
             let value = value.unwrap_or_default();
+            if name.eq_ignore_ascii_case("application_name") {
+                self.talk.terms.renamed(&value);
+            }
             self.to_app.insert(|out| put_parameter_status(out, name.as_bytes(), &value));
         }
         Ok(())

@@ -19,10 +19,13 @@
 //! A name without schema is taken for the built-in of that name: `pg_catalog` is searched first unless
 //! `search_path` puts it elsewhere.
 
+use serde::{Deserialize, Serialize};
+
 use super::name::Name;
 
 /// The two classes of work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Lane {
     /// Assigns no transaction id, waits for no WAL.
     Read,
@@ -31,6 +34,26 @@ pub enum Lane {
 }
 
 impl Lane {
+    /// Both, in the order of [`Lane::index`].
+    pub const ALL: [Self; 2] = [Self::Read, Self::Write];
+
+    /// Position in [`Lane::ALL`].
+    #[inline]
+    pub const fn index(self) -> usize {
+        match self {
+            Self::Read => 0,
+            Self::Write => 1,
+        }
+    }
+
+    /// The word in errors, labels and hints.
+    pub const fn word(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+
     /// Reads `read` or `write`, in any case.
     pub fn parse(text: &[u8]) -> Option<Self> {
         if text.eq_ignore_ascii_case(b"read") {
@@ -39,6 +62,14 @@ impl Lane {
             Some(Self::Write)
         } else {
             None
+        }
+    }
+
+    /// Its name.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Read => "read",
+            Self::Write => "write",
         }
     }
 }

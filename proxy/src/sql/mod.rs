@@ -19,6 +19,7 @@ mod analysis;
 mod analyzer;
 mod body;
 mod builtins;
+mod commands;
 mod effects;
 mod fingerprint;
 mod hints;
@@ -29,6 +30,7 @@ mod name;
 mod session;
 mod settings;
 mod statements;
+pub mod terms;
 mod token;
 mod transaction;
 
@@ -36,6 +38,7 @@ mod transaction;
 mod tests;
 
 pub use analysis::{Analysis, StatementKind, analyze};
+pub use commands::{commands, may_be_commands};
 pub use effects::{Effect, PinReason, Scope, Value};
 pub use fingerprint::{FingerprintKey, fingerprint};
 pub use hints::{Hints, Priority};

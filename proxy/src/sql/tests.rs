@@ -2,6 +2,7 @@
 
 use proptest::prelude::*;
 
+use super::terms::{DurationSetting, LaneChoice};
 use super::*;
 
 fn analyzed(text: &str) -> Analysis<'_> {
@@ -581,12 +582,25 @@ fn what_a_standby_cannot_do_is_placed_on_the_primary() {
 }
 
 #[test]
+fn hints_set_bounds_for_their_statement() {
+    // A bound that is not read leaves the statement with the usual one; one for the session would outlast it.
+    let text = "SELECT /*tidegate:write_timeout=250ms,Deadline_MS = 100*/ 1 \
+                /*tidegate:idle_in_transaction_timeout=1s, read_timeout=0, lane=auto*/";
+
+    let hints = analyzed(text).hints;
+
+    assert_eq!(hints.terms.duration(DurationSetting::Write), Some(250));
+    assert_eq!(hints.terms.duration(DurationSetting::Deadline), Some(100));
+    assert_eq!(hints.unknown, [&b"idle_in_transaction_timeout=1s"[..], b"read_timeout=0", b"lane=auto"]);
+}
+
+#[test]
 fn hints_are_read_from_comments_and_nowhere_else() {
     // A hint in a string would let data choose its lane.
     let text = "/*tidegate:lane=write*/ SELECT 1 /* tidegate: Priority = Sheddable_Plus , lane=read, x=1, lane=up */";
     let hints = analyzed(text).hints;
-    assert_eq!(hints.lane, Some(Lane::Write));
-    assert_eq!(hints.priority, Some(Priority::SheddablePlus));
+    assert_eq!(hints.terms.lane, Some(LaneChoice::Fixed(Lane::Write)));
+    assert_eq!(hints.terms.priority, Some(Priority::SheddablePlus));
     assert_eq!(hints.unknown, [&b"x=1"[..], b"lane=up"]);
 
     for text in [

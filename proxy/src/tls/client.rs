@@ -93,6 +93,17 @@ impl ClientTls {
     }
 }
 
+/// For web servers: TLS with a certificate for the host, from one of the system's authorities (`SSL_CERT_FILE` and
+/// `SSL_CERT_DIR` name others).
+///
+/// # Errors
+/// When rustls cannot be set up.
+pub fn web_client_config() -> Result<ClientConfig, TlsError> {
+    let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|source| TlsError::Setup { source })?;
+    Ok(builder.with_root_certificates(roots(None)?).with_no_client_auth())
+}
+
 /// Channel binding to the server at the other end of an established connection.
 pub fn upstream_binding(connection: &ClientConnection) -> Binding {
     let chain = connection.peer_certificates().unwrap_or_default();

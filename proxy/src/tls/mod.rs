@@ -19,7 +19,7 @@ use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::{self, PemObject};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 
-pub use client::{ClientTls, upstream_binding};
+pub use client::{ClientTls, upstream_binding, web_client_config};
 pub use end_point::tls_server_end_point;
 pub use server::{ServerTls, negotiated_postgresql};
 

@@ -1,6 +1,6 @@
 //! The fields of `ErrorResponse` and `NoticeResponse`: reading the server's, writing ours.
 
-use super::backend::ERROR_RESPONSE;
+use super::backend::{ERROR_RESPONSE, NOTICE_RESPONSE};
 use super::frame::{put_cstr, put_frame, split_cstr};
 use super::sqlstate::SqlState;
 
@@ -73,6 +73,37 @@ pub fn put_with_severity(out: &mut Vec<u8>, body: &[u8], severity: Severity) {
     });
 }
 
+/// Appends the server's error in our words, with a machine-readable detail and a hint; its own detail stays, behind.
+pub fn put_with_words(out: &mut Vec<u8>, body: &[u8], message: &str, detail: &str, hint: &str) {
+    put_frame(out, ERROR_RESPONSE, |out| {
+        let mut own = None;
+        for (kind, value) in Fields(body) {
+            match kind {
+                b'D' => own = Some(value),
+                b'H' => {}
+                b'M' => {
+                    out.push(b'M');
+                    put_cstr(out, message.as_bytes());
+                }
+                kind => {
+                    out.push(kind);
+                    put_cstr(out, value);
+                }
+            }
+        }
+        out.push(b'D');
+        out.extend_from_slice(detail.as_bytes());
+        if let Some(own) = own {
+            out.push(b'\n');
+            out.extend_from_slice(own);
+        }
+        out.push(0);
+        out.push(b'H');
+        put_cstr(out, hint.as_bytes());
+        out.push(0);
+    });
+}
+
 /// Appends the server's error about a prepared statement under the name that the application gave it.
 pub fn put_with_name(out: &mut Vec<u8>, body: &[u8], name: &[u8]) {
     put_frame(out, ERROR_RESPONSE, |out| {
@@ -100,6 +131,8 @@ fn quote_instead(message: &[u8], name: &[u8]) -> Vec<u8> {
 /// How bad an error of ours is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Severity {
+    /// Nothing fails.
+    Notice,
     /// The statement fails, the session lives.
     Error,
     /// The session ends.
@@ -110,6 +143,7 @@ impl Severity {
     /// The word on the wire.
     pub fn text(self) -> &'static [u8] {
         match self {
+            Self::Notice => b"NOTICE",
             Self::Error => b"ERROR",
             Self::Fatal => b"FATAL",
         }
@@ -132,9 +166,13 @@ pub struct ErrorMessage<'a> {
 }
 
 impl ErrorMessage<'_> {
-    /// Appends the error as an `ErrorResponse`.
+    /// Appends the error as an `ErrorResponse`, a notice as a `NoticeResponse`.
     pub fn put(&self, out: &mut Vec<u8>) {
-        put_frame(out, ERROR_RESPONSE, |out| {
+        let tag = match self.severity {
+            Severity::Notice => NOTICE_RESPONSE,
+            Severity::Error | Severity::Fatal => ERROR_RESPONSE,
+        };
+        put_frame(out, tag, |out| {
             let mut field = |kind: u8, value: &[u8]| {
                 if !value.is_empty() {
                     out.push(kind);

@@ -26,7 +26,9 @@ pub struct BreakerConfig {
     pub stuck_ticks: u32,
     /// Failures in a row that make the service suspect.
     pub consecutive_failures: u32,
-    /// Calls within ten seconds without which a rate means nothing. Hystrix' `requestVolumeThreshold`.
+    /// How far back a rate looks.
+    pub rate_window: Duration,
+    /// Calls within that time without which a rate means nothing. Hystrix' `requestVolumeThreshold`.
     pub rate_calls: u64,
     /// Failed and slow calls among them that make the service suspect, in percent.
     pub rate_share: u8,
@@ -69,6 +71,7 @@ impl Default for BreakerConfig {
             stuck_share: 50,
             stuck_ticks: 2,
             consecutive_failures: 5,
+            rate_window: Duration::from_secs(10),
             rate_calls: 20,
             rate_share: 50,
             probe_closed: Duration::from_secs(5),

@@ -1,5 +1,7 @@
 //! Between what is counted and the machine that decides.
 
+use std::collections::VecDeque;
+
 use rand::Rng;
 use tokio::time::Instant;
 
@@ -47,6 +49,8 @@ pub(super) struct Decider<C, E, R> {
     force: Force,
     /// While the breaker is open without a cause: when to ask for it again.
     next_diagnosis: Instant,
+    /// Decided, and not yet in force.
+    changes: VecDeque<Change<C>>,
     events: E,
     random: R,
 }
@@ -57,11 +61,12 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
             handle,
             machine: Machine::new(config, now),
             config,
-            window: Window::new(now),
+            window: Window::new(config.rate_window, now),
             latencies: Latencies::new(now),
             epoch_began: now,
             force: Force::Auto,
             next_diagnosis: now,
+            changes: VecDeque::new(),
             events,
             random,
         }
@@ -70,10 +75,14 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
     pub(super) fn take(&mut self, woken: Woken<C>, now: Instant) -> Diagnosis {
         self.obey(now);
         let event = match woken {
-            Woken::Tick => Event::Tick(self.look(now)),
+            Woken::Tick => {
+                self.learn(now);
+                Event::Tick(self.look(now))
+            }
             Woken::Probed(Asked { started, session }, outcome) => Event::Probed { started, session, outcome },
             Woken::Diagnosed(Some(cause)) => Event::Diagnosed(cause),
             Woken::Report(Report::Proof(cause)) => Event::Reported(cause),
+            Woken::Report(Report::Renewed) => Event::Renewed,
             Woken::Diagnosed(None) | Woken::Report(Report::Ordered) => return self.diagnosis(now),
         };
         self.feed(event, now);
@@ -101,6 +110,18 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
     pub(super) fn probe_due(&mut self, now: Instant) -> Option<Session> {
         let since_ok = self.handle.tally().since_ok(now);
         self.machine.probe_due(since_ok, now, &mut self.random)
+    }
+
+    /// The rules that it goes by.
+    pub(super) const fn config(&self) -> BreakerConfig {
+        self.config
+    }
+
+    fn learn(&mut self, now: Instant) {
+        if let Some(config) = self.handle.new_config() {
+            self.config = config;
+            self.machine.configure(config, now);
+        }
     }
 
     fn obey(&mut self, now: Instant) {
@@ -131,7 +152,18 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
             if change.epoch != epoch {
                 self.start_epoch(now);
             }
-            self.switch(&change, now);
+            self.changes.push_back(change);
+        }
+    }
+
+    /// Puts in force what was decided, once it is recorded.
+    ///
+    /// # Cancel safety
+    /// Dropping it leaves the rest undone; the watchdog that is dropped with it decides nothing more.
+    pub(super) async fn put_in_force(&mut self) {
+        while let Some(change) = self.changes.pop_front() {
+            self.events.record(&change).await;
+            self.switch(&change, Instant::now());
         }
     }
 

@@ -27,8 +27,10 @@ pub enum ProbeOutcome {
     Timeout,
     /// It answered that it cannot do its work, or could not be reached.
     Failed,
-    /// The probe itself could not be made (e.g. it lacks the rights): no news.
+    /// It was asked and could not say (e.g. the probe lacks the rights): no news.
     Inconclusive,
+    /// There was no way to ask yet. Calls that failed are then no proof: nobody has seen the service work.
+    Unasked,
 }
 
 /// Synthetic traffic: asks the service to do what the calls behind this breaker ask for.
@@ -59,6 +61,13 @@ impl<C> Diagnose<C> for NoDiagnosis {
 
 /// Who is told of each change, before calls are let through and after they are refused.
 pub trait Events<C> {
+    /// A change is about to take effect, and waits until this is done: to write it down first. What can take long
+    /// needs a bound of its own, since calls go on as before in the meantime.
+    fn record(&mut self, change: &Change<C>) -> impl Future<Output = ()> + Send {
+        let _ = change;
+        std::future::ready(())
+    }
+
     /// Something changed. Called by the watchdog's task: must not block.
     fn changed(&mut self, change: &Change<C>);
 }
@@ -93,7 +102,7 @@ pub enum Evidence {
     Stuck(Scan),
     /// Failures in a row.
     ConsecutiveFailures(u32),
-    /// Failures and slow calls among those of the last ten seconds.
+    /// Failures and slow calls among those of [`rate_window`](super::BreakerConfig::rate_window).
     FailureRate(Counts),
     /// A probe that failed.
     Probe(ProbeOutcome),
@@ -109,6 +118,8 @@ pub enum Evidence {
     HoldOver(Duration),
     /// Enough good probes.
     ProbesGood,
+    /// The service is not the one that was seen before.
+    Renewed,
     /// The ramp went well.
     RampStep,
 }
@@ -130,7 +141,7 @@ pub enum Force {
 pub struct Sight {
     /// What is in flight.
     pub scan: Scan,
-    /// What completed within the last ten seconds.
+    /// What completed within [`rate_window`](super::BreakerConfig::rate_window).
     pub recent: Counts,
     /// Failures since the last success.
     pub failures_in_a_row: u32,
@@ -160,4 +171,6 @@ pub enum Event<C> {
     Reported(C),
     /// An order.
     Forced(Force),
+    /// The service is not the one that was seen before, and was seen to work.
+    Renewed,
 }

@@ -86,8 +86,9 @@ impl<C> Call<C> {
     fn end(&mut self, outcome: Outcome) {
         if let Some(ticket) = self.ticket.take() {
             let now = Instant::now();
-            let slow = outcome == Outcome::Ok && now.saturating_duration_since(ticket.started()) >= SLOW;
-            self.handle.finish(ticket, if slow { Outcome::Slow } else { outcome }, now);
+            let elapsed = now.saturating_duration_since(ticket.started());
+            let slow = outcome == Outcome::Ok && elapsed >= SLOW;
+            self.handle.finish(ticket, elapsed, if slow { Outcome::Slow } else { outcome }, now);
         }
         if let Some(slot) = self.slot.take() {
             self.handle.table().end(slot);

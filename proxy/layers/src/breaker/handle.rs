@@ -2,12 +2,13 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::config::BreakerConfig;
 use super::error::CircuitOpen;
 use super::event::Force;
 use super::phase::{Phase, Word};
@@ -23,6 +24,8 @@ pub(super) enum Report<C> {
     Proof(C),
     /// There is a new order: look at [`Handle::force`].
     Ordered,
+    /// What was seen is void.
+    Renewed,
 }
 
 /// Admits calls and takes in how they end. Clones share everything.
@@ -40,6 +43,8 @@ struct Shared<C> {
     retry_at: AtomicU64,
     force: AtomicU8,
     cause: RwLock<Option<C>>,
+    /// What the watchdog is to go by, as long as it has not seen it.
+    config: Mutex<Option<BreakerConfig>>,
     tally: Tally,
     slots: SlotTable,
     reports: mpsc::Sender<Report<C>>,
@@ -69,6 +74,7 @@ impl<C: Clone> Handle<C> {
             retry_at: AtomicU64::new(0),
             force: AtomicU8::new(0),
             cause: RwLock::new(None),
+            config: Mutex::new(None),
             tally: Tally::new(),
             slots: SlotTable::new(slots),
             reports,
@@ -91,7 +97,12 @@ impl<C: Clone> Handle<C> {
 
     /// The call ended. One of an older epoch is counted as a straggler and nothing else.
     pub fn complete(&self, ticket: Ticket, outcome: Outcome, now: Instant) {
-        self.finish(ticket, outcome, now);
+        self.finish(ticket, now.saturating_duration_since(ticket.started), outcome, now);
+    }
+
+    /// As [`complete`](Self::complete), for whoever has measured already how long the call took.
+    pub fn complete_after(&self, ticket: Ticket, elapsed: Duration, outcome: Outcome, now: Instant) {
+        self.finish(ticket, elapsed, outcome, now);
     }
 
     /// Proof that the service cannot do its work: trips without confirmation, as soon as the watchdog runs.
@@ -101,11 +112,27 @@ impl<C: Clone> Handle<C> {
         drop(self.shared.reports.try_send(Report::Proof(cause)));
     }
 
+    /// What was seen so far says nothing about the service of now, which was seen to work: calls are let through, by
+    /// the ramp. Orders stay in force.
+    pub fn renew(&self) {
+        drop(self.shared.reports.try_send(Report::Renewed));
+    }
+
     /// Orders the breaker open or closed, or leaves it to itself again. The last order holds.
     pub fn force(&self, force: Force) {
         self.shared.force.store(force as u8, Ordering::Relaxed);
         // If the channel is full the next tick sees it.
         drop(self.shared.reports.try_send(Report::Ordered));
+    }
+
+    /// Other rules, from the watchdog's next tick on. What it is doing goes on; `tick` stays as it is.
+    pub fn configure(&self, config: BreakerConfig) {
+        *self.shared.config.lock().unwrap_or_else(PoisonError::into_inner) = Some(config);
+    }
+
+    /// Rules that the watchdog has not seen yet.
+    pub(super) fn new_config(&self) -> Option<BreakerConfig> {
+        self.shared.config.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// What the breaker is doing.
@@ -141,9 +168,8 @@ const RETRY_MIN: Duration = Duration::from_millis(500);
 
 /// What needs no cause.
 impl<C> Handle<C> {
-    pub(super) fn finish(&self, ticket: Ticket, outcome: Outcome, now: Instant) {
+    pub(super) fn finish(&self, ticket: Ticket, elapsed: Duration, outcome: Outcome, now: Instant) {
         if ticket.epoch == self.word().epoch {
-            let elapsed = now.saturating_duration_since(ticket.started);
             self.shared.tally.record(outcome, elapsed, now);
         } else {
             self.shared.tally.straggler();

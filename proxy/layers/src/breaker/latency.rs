@@ -12,10 +12,16 @@ const CALLS_MIN: u64 = 100;
 
 const HALF: Duration = Duration::from_secs(30);
 
+/// Whole microseconds, without the 128 bits of `Duration::as_micros`.
+#[inline]
+pub(super) fn micros_of(duration: Duration) -> u64 {
+    duration.as_secs().saturating_mul(1_000_000).saturating_add(u64::from(duration.subsec_micros()))
+}
+
 /// Bucket `n` holds times from 2^(n-1) up to 2^n microseconds.
+#[inline]
 pub(super) fn bucket_of(elapsed: Duration) -> usize {
-    let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX);
-    let bits = u64::BITS - micros.leading_zeros();
+    let bits = u64::BITS - micros_of(elapsed).leading_zeros();
     usize::try_from(bits).unwrap_or(BUCKETS).min(BUCKETS - 1)
 }
 

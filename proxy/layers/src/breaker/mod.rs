@@ -14,8 +14,8 @@
 //! |---|---|
 //! | good | never: the calls wait for something of their own (a lock, a slow statement) |
 //! | failed, or silent for 500 ms | a call is stuck, or two probes failed in a row, and no call finished meanwhile |
-//! | failed, or silent, or inconclusive | five failures in a row, or half of at least twenty calls of the last ten seconds failed or were slow |
-//! | inconclusive | at least three calls and half of those in flight are stuck on two ticks in a row, and no call finished meanwhile |
+//! | failed, or silent, or inconclusive | five failures in a row, or half of at least twenty calls of the last ten seconds ([`BreakerConfig::rate_window`]) failed or were slow |
+//! | inconclusive, or not sent | at least three calls and half of those in flight are stuck on two ticks in a row, and no call finished meanwhile |
 //! | not asked | at once, by [`Handle::report`] (a proof) or [`Handle::force`] (an order) |
 //!
 //! **Recovers.** Open for 1 s, doubled up to 30 s each time it trips while ramping or within a minute of having closed;

@@ -15,6 +15,8 @@ pub(super) enum Verdict {
     Bad,
     /// Probes cannot tell.
     Unknown,
+    /// No probe could be sent.
+    Unasked,
 }
 
 /// The schedule of the probes and their verdict.
@@ -67,6 +69,11 @@ impl Probes {
         self.next = at;
     }
 
+    /// The next is due by then.
+    pub(super) fn no_later_than(&mut self, at: Instant) {
+        self.next = self.next.min(at);
+    }
+
     /// Something looks wrong: what was answered before does not count, and the next is due at once, though not
     /// sooner than `pause` after the last: a suspicion may come and go on every tick.
     pub(super) fn ask_again(&mut self, pause: Duration, now: Instant) {
@@ -78,6 +85,7 @@ impl Probes {
         self.verdict = match outcome {
             ProbeOutcome::Ok => Verdict::Good,
             ProbeOutcome::Inconclusive => Verdict::Unknown,
+            ProbeOutcome::Unasked => Verdict::Unasked,
             ProbeOutcome::Timeout | ProbeOutcome::Failed => {
                 self.failed += 1;
                 self.last_failure = outcome;

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::latency::micros_of;
+
 /// No call is in flight in this slot.
 const IDLE: u64 = 0;
 
@@ -112,8 +114,7 @@ impl SlotTable {
 
     /// Never [`IDLE`], also in the first microsecond.
     fn micros(&self, now: Instant) -> u64 {
-        let micros = now.saturating_duration_since(self.base).as_micros();
-        u64::try_from(micros).unwrap_or(u64::MAX).max(1)
+        micros_of(now.saturating_duration_since(self.base)).max(1)
     }
 }
 

@@ -70,6 +70,12 @@ impl<C: Clone> Machine<C> {
         }
     }
 
+    /// Goes by other rules from now on.
+    pub fn configure(&mut self, config: BreakerConfig, now: Instant) {
+        self.config = config;
+        self.probes.no_later_than(now + config.probe_closed);
+    }
+
     /// What it is doing.
     pub const fn phase(&self) -> Phase {
         match self.state {
@@ -132,6 +138,7 @@ impl<C: Clone> Machine<C> {
             Event::Diagnosed(cause) => self.diagnosed(cause, now),
             Event::Reported(cause) => self.reported(cause, now, random),
             Event::Forced(force) => self.forced(force, now),
+            Event::Renewed => self.renewed(now),
         }
     }
 
@@ -163,7 +170,7 @@ impl<C: Clone> Machine<C> {
             return Some(self.trip(evidence, now, random));
         }
         // ## Suspect => Closed
-        let answered = matches!(self.probes.verdict(), Verdict::Good | Verdict::Unknown);
+        let answered = !matches!(self.probes.verdict(), Verdict::Pending | Verdict::Bad);
         (answered && self.suspicion(sight).is_none())
             .then(|| self.change(State::Closed, Evidence::Cleared, now))
     }
@@ -233,7 +240,7 @@ impl<C: Clone> Machine<C> {
     ) -> Option<Change<C>> {
         match outcome {
             // Where probes cannot tell, an answer is all there is to go by; the ramp is careful.
-            ProbeOutcome::Ok | ProbeOutcome::Inconclusive => {}
+            ProbeOutcome::Ok | ProbeOutcome::Inconclusive | ProbeOutcome::Unasked => {}
             ProbeOutcome::Timeout | ProbeOutcome::Failed => {
                 self.state = State::HalfOpen { good: Good::default() };
                 return None;
@@ -249,17 +256,35 @@ impl<C: Clone> Machine<C> {
         let spans = now.duration_since(first) + self.config.tick / 2 >= self.config.good_span;
         if good.count >= self.config.good_probes && spans && good.fresh {
             // ## HalfOpen => Ramp
-            return Some(self.start_ramp(now));
+            return Some(self.start_ramp(Evidence::ProbesGood, now));
         }
         self.state = State::HalfOpen { good };
         None
     }
 
-    fn start_ramp(&mut self, now: Instant) -> Change<C> {
+    fn renewed(&mut self, now: Instant) -> Option<Change<C>> {
+        match self.state {
+            State::ForcedOpen | State::ForcedClosed => None,
+            // ## _ => Ramp
+            State::Closed
+            | State::Suspect
+            | State::Open { .. }
+            | State::HalfOpen { .. }
+            | State::Ramp { .. } => {
+                self.cause = None;
+                self.last_hold = None;
+                self.closed_at = None;
+                self.probes = Probes::new(now);
+                Some(self.start_ramp(Evidence::Renewed, now))
+            }
+        }
+    }
+
+    fn start_ramp(&mut self, evidence: Evidence, now: Instant) -> Change<C> {
         self.epoch += 1;
         self.stuck_ticks = 0;
         let state = State::Ramp { step: 0, next: now + self.config.ramp_step };
-        self.change(state, Evidence::ProbesGood, now)
+        self.change(state, evidence, now)
     }
 
     fn diagnosed(&mut self, cause: C, now: Instant) -> Option<Change<C>> {
@@ -339,10 +364,11 @@ impl<C: Clone> Machine<C> {
 
     /// Why the service is to be taken for gone, if it is.
     fn trips(&self, sight: &Sight) -> Option<Evidence> {
-        let bad = match self.probes.verdict() {
+        let verdict = self.probes.verdict();
+        let bad = match verdict {
             Verdict::Good | Verdict::Pending => return None,
             Verdict::Bad => true,
-            Verdict::Unknown => false,
+            Verdict::Unknown | Verdict::Unasked => false,
         };
         let progress = sight.since_ok.is_some_and(|since| since < sight.stuck_after);
         let rate = percent(sight.recent.bad(), sight.recent.calls());
@@ -351,6 +377,8 @@ impl<C: Clone> Machine<C> {
             Some(Evidence::Stuck(sight.scan))
         } else if let Some(failed) = self.probes.failures(self.config.probe_failures).filter(|_| !progress) {
             Some(Evidence::Probe(failed))
+        } else if verdict == Verdict::Unasked {
+            None
         } else if sight.failures_in_a_row >= self.config.consecutive_failures {
             Some(Evidence::ConsecutiveFailures(sight.failures_in_a_row))
         } else if sight.recent.calls() >= self.config.rate_calls && rate >= self.config.rate_share {

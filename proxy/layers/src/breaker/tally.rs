@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::latency::{BUCKETS, bucket_of};
+use super::latency::{BUCKETS, bucket_of, micros_of};
 use super::window::Counts;
 
 /// How a call ended, as far as the health of the service is concerned.
@@ -100,8 +100,8 @@ impl Tally {
     fn succeeded(&self, count: &AtomicU64, elapsed: Duration, now: Instant) {
         count.fetch_add(1, Ordering::Relaxed);
         self.latencies[bucket_of(elapsed)].fetch_add(1, Ordering::Relaxed);
-        let micros = now.saturating_duration_since(self.base).as_micros();
-        self.last_ok.store(u64::try_from(micros).unwrap_or(u64::MAX - 1) + 1, Ordering::Relaxed);
+        let micros = micros_of(now.saturating_duration_since(self.base));
+        self.last_ok.store(micros.saturating_add(1), Ordering::Relaxed);
         // Read first: in the steady state the line stays shared between cores.
         if self.failures_in_a_row.load(Ordering::Relaxed) != 0 {
             self.failures_in_a_row.store(0, Ordering::Relaxed);

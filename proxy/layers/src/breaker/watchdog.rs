@@ -81,14 +81,16 @@ where
             .await;
             let now = Instant::now();
             // One that is under way has been asked about the same trouble.
-            if decider.take(woken, now) == Diagnosis::Wanted && diagnosing.is_none() {
-                diagnosing = Some(Box::pin(diagnose_within(&diagnose, config)));
+            let diagnosis = decider.take(woken, now);
+            decider.put_in_force().await;
+            if diagnosis == Diagnosis::Wanted && diagnosing.is_none() {
+                diagnosing = Some(Box::pin(diagnose_within(&diagnose, decider.config())));
             }
             if probing.is_none()
                 && let Some(session) = decider.probe_due(now)
             {
                 asked = Some(Asked { started: now, session });
-                probing = Some(Box::pin(probe_within(&probe, session, config)));
+                probing = Some(Box::pin(probe_within(&probe, session, decider.config())));
             }
         }
     }

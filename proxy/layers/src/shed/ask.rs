@@ -47,6 +47,11 @@ pub struct Ask {
     pub priority: Priority,
     /// When its answer is due, if ever.
     pub deadline: Option<Instant>,
+    /// How many may be in flight in its lane for it to be let in, where that is less than for all others. It never
+    /// waits for that.
+    pub ceiling: Option<usize>,
+    /// How long it may wait, where that is not as for all others.
+    pub wait_max: Option<Duration>,
 }
 
 /// Answer to a request that asks for a permit.

@@ -47,7 +47,8 @@ impl<T> Checkout<T> {
             CheckoutState::Waiting { place } => match self.handoff.find(*place, cx.waker()) {
                 Found::Granted(item) => self.done(Ok(item)),
                 Found::Refused(refusal) => self.done(Err(refusal)),
-                Found::Nothing => Poll::Pending,
+                // Only a lease moves.
+                Found::Moved | Found::Nothing => Poll::Pending,
             },
             CheckoutState::Done => Poll::Pending,
         }

@@ -1,5 +1,6 @@
 //! Lending out items.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
@@ -67,6 +68,9 @@ pub struct Handoff<T> {
 /// [`Handoff::take_idle`] and [`Handoff::try_checkout_by`].
 struct State<T> {
     lanes: Box<[AdmitQueue<usize>]>,
+    /// Leases that wait to be charged to another lane, and the lane that each waits for. They hold an item
+    /// already, so they go before whoever waits for one, and there are never more of them than items.
+    moves: VecDeque<(Lane, usize)>,
     /// The most recently used last: it is the one whose caches are warm.
     idle: Vec<T>,
     places: Slab<Place<T>>,
@@ -75,7 +79,9 @@ struct State<T> {
 /// Where a waiting [`Checkout`] finds its answer.
 enum Place<T> {
     Waiting { waker: Waker, id: WaiterId },
+    Moving { waker: Waker },
     Granted(T),
+    Moved,
     Refused(Overloaded),
 }
 
@@ -99,6 +105,7 @@ pub(super) enum Start<T> {
 /// What a waiting checkout finds.
 pub(super) enum Found<T> {
     Granted(T),
+    Moved,
     Refused(Overloaded),
     Nothing,
 }
@@ -107,7 +114,7 @@ impl<T> Handoff<T> {
     /// Without items yet. Without lanes nothing can be checked out.
     pub fn new(lanes: impl IntoIterator<Item = LaneConfig>) -> Self {
         let lanes = lanes.into_iter().map(|lane| AdmitQueue::new(lane.ceiling, lane.queue)).collect();
-        let state = State { lanes, idle: Vec::new(), places: Slab::new() };
+        let state = State { lanes, moves: VecDeque::new(), idle: Vec::new(), places: Slab::new() };
         Self { shared: Arc::new(Mutex::new(state)) }
     }
 
@@ -121,10 +128,10 @@ impl<T> Handoff<T> {
     /// # Errors
     /// Why not: [`Reason::Limit`] where the request could have waited.
     pub fn try_checkout(&self, lane: Lane, ask: &Ask) -> Result<Lease<T>, Overloaded> {
-        self.try_checkout_by(lane, ask, |_| true)
+        self.try_checkout_by(lane, ask, Instant::now(), |_| true)
     }
 
-    /// As [`try_checkout`](Self::try_checkout), but of several idle items the most recently used that is
+    /// As [`try_checkout`](Self::try_checkout) at this time, but of several idle items the most recently used that is
     /// preferred, or else the most recently used. The preference is asked under the lock: keep it short.
     ///
     /// # Errors
@@ -133,10 +140,11 @@ impl<T> Handoff<T> {
         &self,
         lane: Lane,
         ask: &Ask,
+        now: Instant,
         prefers: impl FnMut(&T) -> bool,
     ) -> Result<Lease<T>, Overloaded> {
         let mut state = self.lock();
-        match state.start_now(lane, ask, Instant::now(), prefers) {
+        match state.start_now(lane, ask, now, prefers) {
             Now::Granted(item) => {
                 drop(state);
                 Ok(Lease::new(self.clone(), lane, item))
@@ -154,6 +162,11 @@ impl<T> Handoff<T> {
     /// Takes the idle items for which `unwanted` says so, e.g. those that have been idle for too long.
     pub fn take_idle(&self, mut unwanted: impl FnMut(&T) -> bool) -> Vec<T> {
         self.lock().idle.extract_if(.., |item| unwanted(item)).collect()
+    }
+
+    /// Shows each idle item. Under the lock: keep it short.
+    pub fn for_each_idle(&self, look: impl FnMut(&T)) {
+        self.lock().idle.iter().for_each(look);
     }
 
     /// How many more items could be put to use at once.
@@ -187,6 +200,15 @@ impl<T> Handoff<T> {
         self.change_lane(lane, |queue| queue.limit_mut().set_ceiling(ceiling));
     }
 
+    /// Changes ceiling and queue of a lane. Leases beyond a lowered ceiling are not taken back, and who waits
+    /// already keeps the bound it joined with.
+    pub fn configure(&self, lane: Lane, config: LaneConfig) {
+        self.change_lane(lane, |queue| {
+            queue.set_config(config.queue);
+            queue.limit_mut().set_ceiling(config.ceiling);
+        });
+    }
+
     /// Refuses, in all lanes, whoever has waited too long. Call it every 10 ms or so.
     pub fn sweep(&self, now: Instant) {
         let mut wakes = WakeList::default();
@@ -205,9 +227,15 @@ impl<T> Handoff<T> {
     pub fn flush(&self, lane: Lane) {
         let mut wakes = WakeList::default();
         let mut state = self.lock();
-        let State { lanes, places, .. } = &mut *state;
-        if let Some(lane) = lanes.get_mut(lane) {
-            lane.flush(&mut |place, refusal| refuse(places, place, refusal, &mut wakes));
+        let State { lanes, places, moves, .. } = &mut *state;
+        if let Some(queue) = lanes.get_mut(lane) {
+            moves.retain(|(to, place)| {
+                if *to == lane {
+                    refuse(places, *place, queue.refusal(Reason::Flushed), &mut wakes);
+                }
+                *to != lane
+            });
+            queue.flush(&mut |place, refusal| refuse(places, place, refusal, &mut wakes));
         }
         drop(state);
         wakes.wake();
@@ -230,7 +258,9 @@ impl<T> Handoff<T> {
     /// What became of a waiting checkout. Anything but `Nothing` frees its place.
     pub(super) fn find(&self, place: usize, waker: &Waker) -> Found<T> {
         let mut state = self.lock();
-        if let Some(Place::Waiting { waker: known, .. }) = state.places.get_mut(place) {
+        if let Some(Place::Waiting { waker: known, .. } | Place::Moving { waker: known }) =
+            state.places.get_mut(place)
+        {
             let old = (!known.will_wake(waker)).then(|| std::mem::replace(known, waker.clone()));
             drop(state);
             drop(old);
@@ -238,8 +268,9 @@ impl<T> Handoff<T> {
         }
         match state.places.try_remove(place) {
             Some(Place::Granted(item)) => Found::Granted(item),
+            Some(Place::Moved) => Found::Moved,
             Some(Place::Refused(refusal)) => Found::Refused(refusal),
-            Some(Place::Waiting { .. }) | None => Found::Nothing,
+            Some(Place::Waiting { .. } | Place::Moving { .. }) | None => Found::Nothing,
         }
     }
 
@@ -258,6 +289,42 @@ impl<T> Handoff<T> {
             _ => {}
         });
         // Not under the lock: it may be the last of its task.
+        drop(unused);
+    }
+
+    /// Charges a lease to another lane, now or when its turn comes.
+    pub(super) fn start_move(&self, from: Lane, to: Lane, waker: &Waker) -> StartMove {
+        let mut state = self.lock();
+        match state.lanes.get_mut(to) {
+            None => return StartMove::Refused(NO_SUCH_LANE),
+            Some(queue) if queue.has_room() => queue.admit(),
+            Some(_) => {
+                let place = state.places.insert(Place::Moving { waker: waker.clone() });
+                state.moves.push_back((to, place));
+                return StartMove::Waiting(place);
+            }
+        }
+        drop(state);
+        self.change_lane(from, |queue| queue.release(Fared::Unknown));
+        StartMove::Moved
+    }
+
+    /// The old lane's permit of a lease that was moved after a wait.
+    pub(super) fn end_move(&self, from: Lane) {
+        self.change_lane(from, |queue| queue.release(Fared::Unknown));
+    }
+
+    /// A lease stops waiting for another lane.
+    pub(super) fn abandon_move(&self, to: Lane, place: usize) {
+        let mut unused = None;
+        self.change(|state| {
+            state.moves.retain(|(_, waiting)| *waiting != place);
+            match (state.places.try_remove(place), state.lanes.get_mut(to)) {
+                (Some(Place::Moved), Some(queue)) => queue.release(Fared::Unknown),
+                (removed, _) => unused = removed,
+            }
+        });
+        // Not under the lock: its waker may be the last of its task.
         drop(unused);
     }
 
@@ -298,9 +365,27 @@ impl<T> Handoff<T> {
     }
 }
 
+/// What a lease gets at once that asks for another lane.
+pub(super) enum StartMove {
+    Moved,
+    Refused(Overloaded),
+    Waiting(usize),
+}
+
 impl<T> State<T> {
     fn nobody_waits(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.waiting() == 0)
+        self.moves.is_empty() && self.lanes.iter().all(|lane| lane.waiting() == 0)
+    }
+
+    /// Charges waiting leases to the lanes that they wait for, in order, as far as there is room.
+    fn serve_moves(&mut self, wakes: &mut WakeList) {
+        let Self { lanes, places, moves, .. } = self;
+        moves.retain(|(to, place)| {
+            let Some(queue) = lanes.get_mut(*to).filter(|queue| queue.has_room()) else { return true };
+            queue.admit();
+            answer(places, *place, Place::Moved, wakes);
+            false
+        });
     }
 
     fn start_now(&mut self, lane: Lane, ask: &Ask, now: Instant, prefers: impl FnMut(&T) -> bool) -> Now<T> {
@@ -349,7 +434,10 @@ impl<T> State<T> {
 
     /// Gives idle items to waiters until one or the other runs out. Among lanes, whoever has waited longest.
     fn serve(&mut self, now: Instant, wakes: &mut WakeList) {
-        let Self { lanes, idle, places } = self;
+        if !self.moves.is_empty() {
+            self.serve_moves(wakes);
+        }
+        let Self { lanes, idle, places, .. } = self;
         while !idle.is_empty() {
             let turns = lanes.iter_mut().filter_map(|lane| Some((lane.turn(now)?, lane)));
             let Some((_, lane)) = turns.min_by_key(|(since, _)| *since) else { return };
@@ -369,7 +457,7 @@ fn refuse<T>(places: &mut Slab<Place<T>>, place: usize, refusal: Overloaded, wak
 
 fn answer<T>(places: &mut Slab<Place<T>>, place: usize, answer: Place<T>, wakes: &mut WakeList) {
     if let Some(known) = places.get_mut(place)
-        && let Place::Waiting { waker, .. } = std::mem::replace(known, answer)
+        && let Place::Waiting { waker, .. } | Place::Moving { waker } = std::mem::replace(known, answer)
     {
         wakes.push(waker);
     }

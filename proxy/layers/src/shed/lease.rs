@@ -1,10 +1,12 @@
 use std::fmt;
 use std::ops::{Deref, DerefMut};
+use std::task::{Context, Poll};
 
 use tokio::time::Instant;
 
 use super::ask::Fared;
-use super::handoff::{Handoff, Lane};
+use super::error::Overloaded;
+use super::handoff::{Found, Handoff, Lane, StartMove};
 
 /// An item, and the right to use it. Dropping it gives both back.
 ///
@@ -14,12 +16,24 @@ use super::handoff::{Handoff, Lane};
 pub struct Lease<T> {
     /// `None` only once the item has been taken out.
     item: Option<T>,
+    /// The lane that it waits for.
+    moving: Option<Moving>,
     charge: Charge<T>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Moving {
+    to: Lane,
+    place: usize,
 }
 
 impl<T> Lease<T> {
     pub(super) const fn new(handoff: Handoff<T>, lane: Lane, item: T) -> Self {
-        Self { item: Some(item), charge: Charge { handoff: Some(handoff), lane, fared: Fared::Unknown } }
+        Self {
+            item: Some(item),
+            moving: None,
+            charge: Charge { handoff: Some(handoff), lane, fared: Fared::Unknown },
+        }
     }
 
     /// The lane it is charged to.
@@ -37,6 +51,53 @@ impl<T> Lease<T> {
         self.charge.fared = Fared::Badly { at };
     }
 
+    /// Charges the lease to another lane. At once if there is room; else before whoever waits there without an
+    /// item, in order. A lease that is in that lane already is done at once.
+    ///
+    /// Nothing bounds the wait but the caller ([`stay`](Self::stay)), [`Handoff::flush`] of that lane, and the
+    /// leases that end there.
+    pub fn poll_move(&mut self, lane: Lane, cx: &mut Context<'_>) -> Poll<Result<(), Overloaded>> {
+        let from = self.charge.lane;
+        let Some(handoff) = self.charge.handoff.as_ref().filter(|_| from != lane) else {
+            return Poll::Ready(Ok(()));
+        };
+        let Some(place) = self.moving.filter(|moving| moving.to == lane).map(|moving| moving.place) else {
+            return match handoff.start_move(from, lane, cx.waker()) {
+                StartMove::Moved => self.moved(lane),
+                StartMove::Refused(refusal) => Poll::Ready(Err(refusal)),
+                StartMove::Waiting(place) => {
+                    self.moving = Some(Moving { to: lane, place });
+                    Poll::Pending
+                }
+            };
+        };
+        match handoff.find(place, cx.waker()) {
+            Found::Moved => {
+                handoff.end_move(from);
+                self.moved(lane)
+            }
+            Found::Refused(refusal) => {
+                self.moving = None;
+                Poll::Ready(Err(refusal))
+            }
+            // Only a checkout is granted an item.
+            Found::Granted(_) | Found::Nothing => Poll::Pending,
+        }
+    }
+
+    fn moved(&mut self, lane: Lane) -> Poll<Result<(), Overloaded>> {
+        self.moving = None;
+        self.charge.lane = lane;
+        Poll::Ready(Ok(()))
+    }
+
+    /// Stops waiting for another lane.
+    pub fn stay(&mut self) {
+        if let (Some(moving), Some(handoff)) = (self.moving.take(), &self.charge.handoff) {
+            handoff.abandon_move(moving.to, moving.place);
+        }
+    }
+
     /// Takes the item away for good and frees its permit.
     pub fn discard(mut self) -> Option<T> {
         self.item.take()
@@ -45,6 +106,7 @@ impl<T> Lease<T> {
     /// Takes the item away, but keeps its permit charged until the [`Charge`] is dropped: for an item that is
     /// given up on but still weighs on the service, such as a connection whose far end may still be busy.
     pub fn detach(mut self) -> (Option<T>, Charge<T>) {
+        self.stay();
         let item = self.item.take();
         let Charge { handoff, lane, fared } = &mut self.charge;
         let charge = Charge { handoff: handoff.take(), lane: *lane, fared: *fared };
@@ -54,6 +116,7 @@ impl<T> Lease<T> {
 
 impl<T> Drop for Lease<T> {
     fn drop(&mut self) {
+        self.stay();
         if let Some(item) = self.item.take() {
             self.charge.settle(Some(item));
         }
@@ -76,7 +139,10 @@ impl<T> DerefMut for Lease<T> {
 
 impl<T: fmt::Debug> fmt::Debug for Lease<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Lease").field("item", &self.item).field("lane", &self.charge.lane).finish()
+        f.debug_struct("Lease")
+            .field("item", &self.item)
+            .field("lane", &self.charge.lane)
+            .finish_non_exhaustive()
     }
 }
 

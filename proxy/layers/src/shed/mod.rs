@@ -125,7 +125,7 @@ where
 
     fn call(&mut self, request: R) -> Self::Future {
         let deadline = request.deadline().map(crate::Deadline::instant);
-        let ask = Ask { priority: request.priority(), deadline };
+        let ask = Ask { priority: request.priority(), deadline, ceiling: None, wait_max: None };
         let mut checkout = self.permits.checkout(LANE, ask);
         // Asked at once: a request must not lose its turn for being polled late.
         match checkout.ask(&mut Context::from_waker(Waker::noop())) {

@@ -46,6 +46,11 @@ impl<W> AdmitQueue<W> {
         }
     }
 
+    /// Replaces the configuration; who waits already keeps the bound it joined with.
+    pub const fn set_config(&mut self, config: QueueConfig) {
+        self.config = config;
+    }
+
     /// Takes a permit if one is free for this request and nobody comes first.
     pub fn try_admit(&mut self, ask: &Ask, now: Instant) -> Admission {
         let admission = self.decide(ask, now);
@@ -66,6 +71,9 @@ impl<W> AdmitQueue<W> {
             && deadline <= now + self.config.headroom
         {
             return Admission::Refused(self.refusal(Reason::Deadline));
+        }
+        if ask.ceiling.is_some_and(|ceiling| self.in_flight >= ceiling) {
+            return Admission::Refused(self.refusal(Reason::Priority));
         }
         let limit = self.limit.current();
         let capped = self.capped(ask.priority, now);
@@ -173,6 +181,11 @@ impl<W> AdmitQueue<W> {
         }
     }
 
+    /// Whether the limit leaves room for one more, whoever it is.
+    pub fn has_room(&self) -> bool {
+        self.in_flight < self.limit.current()
+    }
+
     /// Permits given and not yet back.
     pub const fn in_flight(&self) -> usize {
         self.in_flight
@@ -235,7 +248,13 @@ impl<W> AdmitQueue<W> {
         if queue_max == 0 {
             return Admission::Refused(self.refusal(Reason::Limit));
         }
-        if self.waiters.len() < self.config.shares.of(priority, queue_max) {
+        // Work that may wait leaves room; nobody holds up what somebody waits for.
+        let places = if priority >= Priority::Critical {
+            queue_max
+        } else {
+            self.config.shares.of(priority, queue_max)
+        };
+        if self.waiters.len() < places {
             return Admission::MustWait;
         }
         let less_important = &Priority::ALL[priority.rank() + 1..];
@@ -263,7 +282,7 @@ impl<W> AdmitQueue<W> {
     }
 
     fn wait(&self, ask: &Ask, now: Instant) -> Wait {
-        let bound = self.wait_bound(now);
+        let bound = ask.wait_max.map_or_else(|| self.wait_bound(now), |wait_max| now + wait_max);
         let (expires, expiry) = match ask.deadline {
             Some(deadline) if deadline < bound => (deadline, Reason::Deadline),
             _ => (bound, Reason::QueueTimeout),

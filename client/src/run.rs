@@ -1,0 +1,372 @@
+//! One statement under its bound: sent, watched, cancelled a little before the bound, given up at the bound.
+
+use std::future::{Future, pending, poll_fn};
+use std::pin::pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use tidegate_layers::breaker::{Outcome as Health, Ticket};
+use tokio::time::{Instant, timeout_at};
+use tokio_postgres::Client;
+
+use crate::classify::{self, Circumstances};
+use crate::config::{SyncWait, Timeouts};
+use crate::connection::{Connection, TransactionControl};
+use crate::control::BackendState;
+use crate::deadline::{Deadline, Scope};
+use crate::detail;
+use crate::error::{Doing, Error, ErrorKind};
+use crate::lanes::LaneBreaker;
+use crate::retry::Trouble;
+use crate::session::Session;
+use crate::words::{Lane, Outcome};
+
+/// What is kept of a budget to cancel and to learn the outcome: a tenth, at most this.
+const MARGIN_MAX: Duration = Duration::from_millis(100);
+
+/// How long the last bytes of an answer may be behind its error.
+const SETTLE_MAX: Duration = Duration::from_millis(50);
+
+/// A ROLLBACK that takes longer is left to recovery.
+const ROLLBACK_MAX: Duration = Duration::from_millis(500);
+
+/// A call that is dropped after this long was stuck, not abandoned.
+const STUCK: Duration = Duration::from_secs(1);
+
+/// What is being run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    Statement,
+    Begin,
+    Commit,
+    Rollback,
+}
+
+impl Step {
+    fn doing(self) -> Doing {
+        match self {
+            Self::Statement => Doing::Running,
+            Self::Begin => Doing::Beginning,
+            Self::Commit => Doing::Committing,
+            Self::Rollback => Doing::RollingBack,
+        }
+    }
+
+    fn limit(self, lane: Lane, timeouts: &Timeouts) -> Duration {
+        match (self, lane) {
+            (Self::Commit, _) => timeouts.commit,
+            (Self::Rollback, _) => ROLLBACK_MAX,
+            (Self::Statement | Self::Begin, Lane::Read) => timeouts.read,
+            (Self::Statement | Self::Begin, Lane::Write) => timeouts.write,
+        }
+    }
+}
+
+/// How it ended, as far as the clock is concerned.
+pub(crate) enum Driven<T> {
+    Answered(Result<T, tokio_postgres::Error>),
+    Late,
+}
+
+/// A statement in flight. Dropping it leaves the connection in doubt.
+#[must_use = "tell how it ended"]
+pub(crate) struct Run<'a> {
+    connection: &'a mut Connection,
+    step: Step,
+    watch: Watch,
+    /// When to cancel.
+    soft: Instant,
+    /// When to answer.
+    hard: Instant,
+}
+
+impl<'a> Run<'a> {
+    /// Looks whether it may run at all, and tells the sidecar what it must know.
+    pub(crate) async fn begin(connection: &'a mut Connection, step: Step) -> Result<Self, Error> {
+        let now = Instant::now();
+        let lane = connection.lane();
+        let scope = Scope::current();
+        let limit = Deadline::after(now, step.limit(lane, &connection.shared().timeouts));
+        let bounds = [connection.budget(), scope.deadline];
+        let hard = bounds.into_iter().flatten().fold(limit, Deadline::min);
+        if hard.expired(now) {
+            return Err(Error::too_late(lane, step.doing()));
+        }
+        let margin = (hard.remaining(now) / 10).min(MARGIN_MAX);
+        let soft = hard.instant() - margin;
+        let ticket = Self::admit(connection, step, now)?;
+        let budget = bounds.into_iter().flatten().reduce(Deadline::min);
+        let lost = || Error::new(ErrorKind::ConnectionLost, step.doing(), Outcome::NotSent).in_lane(lane);
+        let session = &mut connection.held_mut().ok_or_else(lost)?.session;
+        // A cancel that is still under way would hit this statement.
+        if session.is_cancelling() && timeout_at(hard.instant(), session.cancelled()).await.is_err() {
+            return Err(Error::too_late(lane, step.doing()));
+        }
+        if session.is_lost() {
+            return Err(lost());
+        }
+        session.asking();
+        let hints =
+            session.hints(budget.map(|budget| budget.remaining(now).saturating_sub(margin)), scope.priority);
+        for hint in hints.iter().flat_map(|hints| hints.split_terminator(';')) {
+            // Polled once it is queued for sending, before the statement; the answer is read and dropped.
+            drop(session.client().batch_execute(hint).now_or_never());
+        }
+        let watch = Watch::start(&connection.shared().breakers[lane.index()], ticket, now);
+        Ok(Self { connection, step, watch, soft, hard: hard.instant() })
+    }
+
+    /// A transaction that is open is never refused: finishing it frees its locks.
+    fn admit(connection: &Connection, step: Step, now: Instant) -> Result<Option<Ticket>, Error> {
+        let lane = connection.lane();
+        let open = || connection.held().is_some_and(|held| !held.session.is_idle());
+        match connection.shared().breakers[lane.index()].admit(now) {
+            Ok(ticket) => Ok(Some(ticket)),
+            Err(_) if step == Step::Commit || step == Step::Rollback || open() => Ok(None),
+            Err(refusal) => Err(Error::open(lane, refusal)),
+        }
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        // `begin` has seen it, and only `end` takes it away.
+        self.session().map_or_else(|| unreachable!("a run holds its connection"), Session::client)
+    }
+
+    fn session(&self) -> Option<&Session> {
+        self.connection.held().map(|held| &**held.session)
+    }
+
+    /// Waits for the answer up to the bound.
+    pub(crate) async fn drive<T, F>(&self, answer: F) -> Driven<T>
+    where
+        F: Future<Output = Result<T, tokio_postgres::Error>>,
+    {
+        let mut answer = pin!(answer);
+        let mut polled = false;
+        // Woken by bytes: whatever takes its time but gets somewhere is not stuck.
+        let mut watched = pin!(poll_fn(|cx| {
+            let answer = answer.as_mut().poll(cx);
+            if std::mem::replace(&mut polled, true) && answer.is_pending() {
+                self.watch.progress(self.breaker(self.connection.lane()));
+            }
+            answer
+        }));
+        let in_time = poll_fn(|cx| match watched.as_mut().poll(cx) {
+            Poll::Ready(result) => Poll::Ready(Some(result)),
+            Poll::Pending => self.poll_soft(cx).map(|()| None),
+        });
+        if let Some(result) = in_time.await {
+            return Driven::Answered(result);
+        }
+        // Boxed: hardly ever needed, and its size would be that of every statement.
+        let interrupt = Box::pin(async {
+            if self.should_cancel().await
+                && let Some(session) = self.session()
+            {
+                session.start_cancel();
+            }
+            pending::<()>().await;
+        });
+        tokio::select! {
+            biased;
+            result = timeout_at(self.hard, watched) => result.map_or(Driven::Late, Driven::Answered),
+            () = interrupt => Driven::Late,
+        }
+    }
+
+    fn poll_soft(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.session().map_or(Poll::Ready(()), |session| session.poll_until(self.soft, cx))
+    }
+
+    /// A COMMIT is never cancelled: that would make it visible without being replicated, or do nothing.
+    async fn should_cancel(&self) -> bool {
+        let shared = self.connection.shared();
+        let Some(session) = self.session() else { return false };
+        if self.step == Step::Commit || shared.cancels_are_futile(self.connection.lane()) {
+            return false;
+        }
+        let ask = self.connection.lane() == Lane::Write
+            && shared.sync_wait == SyncWait::Leave
+            && !session.has_sidecar();
+        !ask || shared.control.backend(session.pid()).await != BackendState::WaitsForStandby
+    }
+
+    /// Takes the answer, or gives the connection up.
+    pub(crate) async fn end<T>(mut self, driven: Driven<T>) -> Result<T, Error> {
+        // Read once: this is on the way of every statement.
+        let now = Instant::now();
+        let result = match driven {
+            Driven::Answered(Ok(value)) => self.succeeded(value, now),
+            Driven::Answered(Err(error)) => Err(self.failed(error).await),
+            Driven::Late => Err(self.late()),
+        };
+        let health = result.as_ref().map_or_else(|error| self.health(error, now), |_| Health::Ok);
+        let meters = &self.connection.shared().meters;
+        meters.ran(self.connection.lane(), result.as_ref().err(), self.watch.elapsed(now));
+        let breaker = &self.connection.shared().breakers[self.connection.lane().index()];
+        self.watch.end(breaker, health, now);
+        self.tell_limit(health, now);
+        self.connection.note_trouble(result.as_ref().err().map(Trouble::of));
+        result
+    }
+
+    fn succeeded<T>(&mut self, value: T, now: Instant) -> Result<T, Error> {
+        let (lane, step) = (self.connection.lane(), self.step);
+        let Some(held) = self.connection.held_mut() else { return Ok(value) };
+        held.session.answered();
+        held.session.touch(now);
+        match step {
+            Step::Rollback => held.session.forget_hints(),
+            Step::Commit => held.session.keep_hints(),
+            Step::Statement | Step::Begin => {}
+        }
+        // Success that came with this warning is not what the application asked for.
+        if held.session.wire().take_unreplicated() {
+            let error = Error::new(ErrorKind::CommitUnknown, step.doing(), Outcome::CommittedUnreplicated);
+            return Err(error.in_lane(lane).for_reason("committed_unreplicated"));
+        }
+        Ok(value)
+    }
+
+    async fn failed(&mut self, error: tokio_postgres::Error) -> Error {
+        let until = self.hard.min(Instant::now() + SETTLE_MAX);
+        let circumstances = Circumstances {
+            lane: self.connection.lane(),
+            step: self.step,
+            doing: self.step.doing(),
+            ours: matches!(self.connection.control(), TransactionControl::Ours { .. }),
+            unreplicated: self.session().is_some_and(|session| session.wire().take_unreplicated()),
+        };
+        if let Some(held) = self.connection.held_mut() {
+            if error.is_closed() {
+                held.session.doom();
+            } else if timeout_at(until, held.session.wire().settle()).await.is_ok() {
+                held.session.answered();
+            }
+        }
+        let error = classify::error(error, circumstances);
+        self.react(&error);
+        error
+    }
+
+    /// What an error says beyond its own statement.
+    fn react(&mut self, error: &Error) {
+        let lane = error.lane().unwrap_or(self.connection.lane());
+        let refuses = error.reason().is_some_and(detail::refuses_lane);
+        if let (true, Some(after)) = (refuses, error.retry_after()) {
+            self.breaker(lane).pause(after, error.cause());
+        }
+        let asked_for = self.connection.control() == TransactionControl::Ours { read_only: true };
+        if error.kind() == ErrorKind::ReadOnly && lane == Lane::Write && !asked_for {
+            // The next connection goes to whoever is the primary now.
+            if let Some(held) = self.connection.held_mut() {
+                let sidecar = held.session.has_sidecar();
+                held.session.doom();
+                if !sidecar {
+                    self.breaker(lane).report(crate::Cause::ReadOnly);
+                }
+            }
+        }
+    }
+
+    fn late(&mut self) -> Error {
+        let lane = self.connection.lane();
+        let ours = matches!(self.connection.control(), TransactionControl::Ours { .. });
+        let outcome = classify::outcome_of_silence(lane, self.step, ours);
+        let kind = if self.step == Step::Commit { ErrorKind::CommitUnknown } else { ErrorKind::Timeout };
+        self.connection.give_up(self.step);
+        let cause = self.breaker(lane).handle().cause();
+        Error::new(kind, self.step.doing(), outcome)
+            .in_lane(lane)
+            .caused_by(cause)
+            .for_reason(if lane == Lane::Read { "read_timeout" } else { "write_timeout" })
+    }
+
+    fn health(&self, error: &Error, now: Instant) -> Health {
+        // A sidecar that refuses does its work.
+        let told = error.upstream().is_some();
+        match error.kind() {
+            ErrorKind::Timeout if now < self.soft => Health::Ok,
+            _ if told => Health::Ok,
+            ErrorKind::Timeout
+            | ErrorKind::ConnectionLost
+            | ErrorKind::CommitUnknown
+            | ErrorKind::ReadOnly
+            | ErrorKind::Connect => Health::Failed,
+            ErrorKind::Database if classify::is_server_trouble(error) => Health::Failed,
+            ErrorKind::Overloaded
+            | ErrorKind::BreakerOpen
+            | ErrorKind::Conflict
+            | ErrorKind::RolledBack
+            | ErrorKind::Database
+            | ErrorKind::Conversion
+            | ErrorKind::Config => Health::Ok,
+        }
+    }
+
+    fn tell_limit(&mut self, health: Health, now: Instant) {
+        if let Some(held) = self.connection.held_mut() {
+            match health {
+                Health::Ok => held.lease.fared_well(),
+                Health::Failed => held.lease.fared_badly(now),
+                Health::Slow | Health::Ignored => {}
+            }
+        }
+    }
+
+    fn breaker(&self, lane: Lane) -> &LaneBreaker {
+        &self.connection.shared().breakers[lane.index()]
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        if self.watch.is_over() {
+            return;
+        }
+        let now = Instant::now();
+        let stuck = self.watch.elapsed(now) >= STUCK;
+        let breaker = &self.connection.shared().breakers[self.connection.lane().index()];
+        self.watch.end(breaker, if stuck { Health::Failed } else { Health::Ignored }, now);
+    }
+}
+
+/// What the breaker sees of a statement.
+struct Watch {
+    started: Instant,
+    /// `None`: it runs in a transaction that was open when the lane closed.
+    ticket: Option<Ticket>,
+    /// `None`: there was no free slot, and it is not watched.
+    slot: Option<usize>,
+}
+
+impl Watch {
+    fn start(breaker: &LaneBreaker, ticket: Option<Ticket>, now: Instant) -> Self {
+        Self { started: now, ticket, slot: breaker.handle().slots().claim(now) }
+    }
+
+    fn elapsed(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.started)
+    }
+
+    fn progress(&self, breaker: &LaneBreaker) {
+        if let Some(slot) = self.slot {
+            breaker.handle().slots().progress(slot, Instant::now());
+        }
+    }
+
+    fn end(&mut self, breaker: &LaneBreaker, health: Health, now: Instant) {
+        if let Some(ticket) = self.ticket.take() {
+            let slow = health == Health::Ok && self.elapsed(now) >= STUCK;
+            breaker.complete(ticket, if slow { Health::Slow } else { health }, now);
+        }
+        if let Some(slot) = self.slot.take() {
+            breaker.handle().slots().end(slot);
+        }
+    }
+
+    const fn is_over(&self) -> bool {
+        self.ticket.is_none() && self.slot.is_none()
+    }
+}

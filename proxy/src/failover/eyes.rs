@@ -1,0 +1,103 @@
+//! Asks servers who they are, on the control connections that each upstream has anyway.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidegate_layers::breaker::{Probe as _, ProbeOutcome, Session};
+use tokio::time::Instant;
+
+use crate::discovery::{Connection, Observe, ObserveError};
+use crate::exchange::Cause;
+use crate::pool::{Routes, Upstream};
+use crate::probe::{ControlError, Identity, Standing};
+use crate::upstream::{Lsn, Observation, UpstreamView};
+
+/// The asker's own bound is shorter, or the connect timeout.
+const DEADLINE: Duration = Duration::from_secs(5);
+
+/// See the module documentation.
+#[derive(Debug)]
+pub(super) struct Eyes {
+    routes: Arc<Routes>,
+}
+
+impl Eyes {
+    pub(super) const fn new(routes: Arc<Routes>) -> Self {
+        Self { routes }
+    }
+
+    /// `None` for one that is being added or removed, and for one alone.
+    fn upstream(&self, view: &UpstreamView) -> Option<Arc<Upstream>> {
+        let mut all = self.routes.upstreams();
+        let index = all.iter().position(|upstream| upstream.name == view.name)?;
+        (all.len() > 1).then(|| all.swap_remove(index))
+    }
+}
+
+async fn ask(upstream: &Upstream, connection: Connection) -> Result<Identity, ControlError> {
+    let control = &upstream.guard.control;
+    if connection == Connection::Fresh {
+        control.hang_up().await;
+    }
+    Identity::ask(control, Instant::now() + DEADLINE).await
+}
+
+impl Observe for Eyes {
+    async fn observe(
+        &self,
+        view: &UpstreamView,
+        connection: Connection,
+    ) -> Result<Observation, ObserveError> {
+        let upstream = self.upstream(view).ok_or(ObserveError::NotAsked)?;
+        ask(&upstream, connection)
+            .await
+            .map(|identity| observation(&identity))
+            .map_err(|error| refusal(&error))
+    }
+
+    /// The guard's own probe: it never has more than one statement outstanding, however often it is asked.
+    async fn commit(&self, view: &UpstreamView) -> Result<Lsn, Cause> {
+        let upstream = self.upstream(view).ok_or(Cause::Unknown)?;
+        let probe = &upstream.guard.write_probe;
+        match probe.probe(Session::Kept).await {
+            // A role that may not write says nothing of the server: then its word is all there is to go by.
+            ProbeOutcome::Ok | ProbeOutcome::Inconclusive | ProbeOutcome::Unasked => {}
+            ProbeOutcome::Timeout | ProbeOutcome::Failed => {
+                return Err(probe.pulse().finding().unwrap_or(Cause::Unknown));
+            }
+        }
+        // Asked afterwards: it is behind the commit.
+        let identity = ask(&upstream, Connection::Kept).await;
+        let identity = identity.map_err(|error| error.cause().unwrap_or(Cause::Unknown))?;
+        if identity.is_in_recovery() { Err(Cause::InRecovery) } else { Ok(identity.lsn()) }
+    }
+}
+
+fn observation(identity: &Identity) -> Observation {
+    let lag = match identity.standing {
+        Standing::Standby { lag, .. } => lag,
+        Standing::Primary { .. } => None,
+    };
+    Observation {
+        system: identity.system,
+        timeline: identity.timeline,
+        in_recovery: identity.is_in_recovery(),
+        lsn: identity.lsn(),
+        lag,
+        version_num: identity.version,
+        // The role that asks may be read-only by its own settings. The write probe tells the two apart.
+        read_only: false,
+    }
+}
+
+fn refusal(error: &ControlError) -> ObserveError {
+    match error {
+        ControlError::NoLogin => ObserveError::NotAsked,
+        ControlError::Unreachable => ObserveError::Unreachable,
+        ControlError::Busy | ControlError::Silent | ControlError::Late => ObserveError::Silent,
+        ControlError::Auth => ObserveError::Denied,
+        ControlError::Overload => ObserveError::Overloaded,
+        ControlError::Refused(error) if error.code.class() == *b"57" => ObserveError::NotReady,
+        ControlError::Refused(_) | ControlError::Protocol => ObserveError::Unintelligible,
+    }
+}

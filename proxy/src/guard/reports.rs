@@ -1,0 +1,131 @@
+//! What the journal keeps and who is paged when a lane changes; and what the heartbeat and the incidents of an
+//! earlier process need to know while nothing changes.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tidegate_layers::breaker::{Change, Counts, Evidence, Phase, ProbeOutcome, Scan};
+use tokio::time::Instant;
+
+use super::Reporters;
+use crate::alerts::{Alert, Health, Key};
+use crate::exchange::{Cause, Diagnosis};
+use crate::journal::{Decision, Kind, Recorded, Subject};
+use crate::pool::Upstream;
+use crate::sql::Lane;
+
+fn cause_of(change: &Change<Arc<Diagnosis>>) -> (Cause, &str) {
+    change.cause.as_ref().map_or((Cause::Unknown, ""), |diagnosis| (diagnosis.cause, &*diagnosis.evidence))
+}
+
+/// Writes a change down that is about to take effect.
+pub(super) fn record(
+    reporters: &Reporters,
+    upstream: &str,
+    lane: Lane,
+    change: &Change<Arc<Diagnosis>>,
+) -> Recorded {
+    let (cause, seen) = cause_of(change);
+    let evidence = format!("{}{}{seen}", words(&change.evidence), if seen.is_empty() { "" } else { "; " });
+    let decision = Decision::new(Kind::Breaker)
+        .about(Subject { upstream: Some(upstream.into()), lane: Some(lane) })
+        .change(change.from.name(), change.to.name())
+        .evidence(&evidence);
+    reporters.journal.record(if cause == Cause::Unknown { decision } else { decision.cause(cause) })
+}
+
+/// Opens an incident when a lane is refused, and ends it when the lane is as before.
+pub(super) fn page(reporters: &Reporters, upstream: &str, lane: Lane, change: &Change<Arc<Diagnosis>>) {
+    let (cause, seen) = cause_of(change);
+    match change.to {
+        // While the cause is being looked for the page waits for it: the change that brings it comes within a
+        // second.
+        Phase::Open if cause != Cause::Unknown || change.from == Phase::Open => {
+            reporters.alerts.fire(alert(upstream, lane, cause, seen));
+        }
+        Phase::ForcedOpen => reporters.alerts.fire(alert(upstream, lane, Cause::Forced, seen)),
+        Phase::HalfOpen => reporters.alerts.fire(alert(upstream, lane, cause, seen)),
+        Phase::Closed | Phase::ForcedClosed if change.from != Phase::Suspect => {
+            reporters.alerts.resolve(&key(upstream, lane));
+        }
+        Phase::Open | Phase::Closed | Phase::ForcedClosed | Phase::Suspect | Phase::Ramp { .. } => {}
+    }
+}
+
+/// What made a breaker change, for people.
+fn words(evidence: &Evidence) -> String {
+    match *evidence {
+        Evidence::Stuck(Scan { in_flight, suspect, stuck, oldest }) => format!(
+            "{stuck} of {in_flight} in flight are stuck, {suspect} slow, the oldest without progress for {oldest:.1?}"
+        ),
+        Evidence::ConsecutiveFailures(count) => format!("{count} failures in a row"),
+        Evidence::FailureRate(Counts { ok, slow, failed }) => {
+            format!("of the latest calls {failed} failed, {slow} were slow, {ok} went well")
+        }
+        Evidence::Probe(ProbeOutcome::Timeout) => "a probe was not answered in time".to_owned(),
+        Evidence::Probe(ProbeOutcome::Failed) => "a probe failed".to_owned(),
+        Evidence::Probe(ProbeOutcome::Ok) => "a probe went well".to_owned(),
+        Evidence::Probe(ProbeOutcome::Inconclusive) => "a probe could not tell".to_owned(),
+        Evidence::Probe(ProbeOutcome::Unasked) => "a probe could not be made".to_owned(),
+        Evidence::Reported => "the server itself said so".to_owned(),
+        Evidence::Forced(_) => "an operator ordered it".to_owned(),
+        Evidence::Diagnosed => "the cause was found".to_owned(),
+        Evidence::Cleared => "what was suspected was not so".to_owned(),
+        Evidence::HoldOver(hold) => format!("the {hold:.1?} to stay open are over"),
+        Evidence::ProbesGood => "probes went well".to_owned(),
+        Evidence::Renewed => "it is another server now, and was seen to work".to_owned(),
+        Evidence::RampStep => "all went well so far".to_owned(),
+    }
+}
+
+fn alert(upstream: &str, lane: Lane, cause: Cause, seen: &str) -> Alert {
+    let why = if seen.is_empty() { cause.sentence() } else { seen };
+    let summary = format!("{}s to {upstream} are refused: {why}", lane.word());
+    let name = match lane {
+        Lane::Read => "read_stalled",
+        Lane::Write => "write_stalled",
+    };
+    Alert {
+        lane: Some(lane),
+        upstream: Some(upstream.into()),
+        cause: Some(cause),
+        ..Alert::new(name, summary)
+    }
+}
+
+fn key(upstream: &str, lane: Lane) -> Key {
+    alert(upstream, lane, Cause::Unknown, "").key()
+}
+
+/// Tells of what goes well.
+#[derive(Debug, Default)]
+pub(super) struct Follower {
+    wrote_ms: u64,
+    probed: Option<Instant>,
+    /// Incidents of an earlier process are settled, by lane.
+    settled: [bool; Lane::ALL.len()],
+}
+
+impl Follower {
+    /// Called a few times per second.
+    pub(super) fn follow(&mut self, upstream: &Upstream) {
+        let guard = &upstream.guard;
+        let Some(reporters) = guard.reporters.get() else { return };
+        let wrote_ms = guard.wrote_ms.load(Ordering::Relaxed);
+        let probed = guard.write_probe.pulse().last_good().map(|good| good.at);
+        if wrote_ms != self.wrote_ms || probed != self.probed {
+            (self.wrote_ms, self.probed) = (wrote_ms, probed);
+            reporters.alerts.last_write().committed();
+        }
+        for (lane, settled) in Lane::ALL.into_iter().zip(&mut self.settled) {
+            let proven = match lane {
+                Lane::Read => guard.pulse(lane).last_good().is_some(),
+                Lane::Write => wrote_ms != 0 || probed.is_some(),
+            };
+            if !*settled && proven && guard.phase(lane) == Phase::Closed {
+                *settled = true;
+                reporters.alerts.reconcile(&key(&upstream.name, lane), Health::Healthy);
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! The lane of a statement, where it runs: what its text says, what was learned of it, what the session asks for, and
+//! what its transaction did before.
+//!
+//! From highest to lowest precedence: a write before it in the transaction, `lane=` in a hint, `tidegate.lane`, READ
+//! ONLY of the transaction, then the statement itself. COMMIT belongs to the lane of what it commits.
+
+use std::sync::{Arc, LazyLock};
+
+use crate::exchange::Facts;
+use crate::exchange::facts::{Need, Reach};
+use crate::pool::{Learned, Pool};
+use crate::sql::terms::LaneChoice;
+use crate::sql::{Access, FingerprintKey, Lane, PlainStrings, fingerprint};
+
+/// The key of all fingerprints of this process.
+static KEY: LazyLock<FingerprintKey> = LazyLock::new(FingerprintKey::random);
+
+/// The fingerprint of a text, for [`Learned`]. One pass over the text.
+pub fn fingerprint_of(text: &[u8]) -> u128 {
+    fingerprint(text, PlainStrings::Standard, &KEY)
+}
+
+/// What a statement's lane depends on, beside the statement.
+#[derive(Debug, Clone, Copy)]
+pub struct Surroundings<'a> {
+    /// Where it would run: which functions of the database are volatile.
+    pub pool: &'a Arc<Pool>,
+    /// Reads that were found waiting as writes.
+    pub learned: &'a Learned,
+    /// `tidegate.lane` of the session.
+    pub asked: Option<Lane>,
+}
+
+/// What a transaction did so far, as far as lanes go. Over with [`TransactionLane::default`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TransactionLane {
+    lane: Option<Lane>,
+    access: Option<Access>,
+    reach: Reach,
+}
+
+impl TransactionLane {
+    /// Behind one statement that reads, anywhere.
+    pub const READ: Self = Self { lane: Some(Lane::Read), access: None, reach: Reach::Anywhere };
+
+    /// Which servers may run all of it so far.
+    pub fn reach(self) -> Reach {
+        self.reach
+    }
+
+    /// The lane of its strongest statement so far; `None` before the first that is not neutral.
+    pub fn lane(self) -> Option<Lane> {
+        self.lane
+    }
+
+    /// The lane of its next statement, which is noted. `fingerprint` is asked only when something was learned.
+    #[inline]
+    pub fn next(
+        &mut self,
+        facts: &Facts,
+        surroundings: Surroundings<'_>,
+        fingerprint: impl FnOnce() -> u128,
+    ) -> Lane {
+        if facts.access.is_some() {
+            self.access = facts.access;
+        } else if facts.begins || (facts.ends_transaction && !facts.chains) {
+            self.access = None;
+        }
+        self.reach = self.reach.max(facts.reach);
+        let asked = facts.hints.lane.and_then(LaneChoice::lane);
+        let lane = self.of(facts, asked.or(surroundings.asked), surroundings, fingerprint);
+        // A hint at BEGIN is for the whole transaction.
+        if facts.lane != Need::Neutral || asked.is_some() {
+            self.lane = self.lane.max(Some(lane));
+        }
+        lane
+    }
+
+    fn of(
+        self,
+        facts: &Facts,
+        asked: Option<Lane>,
+        surroundings: Surroundings<'_>,
+        fingerprint: impl FnOnce() -> u128,
+    ) -> Lane {
+        if self.lane == Some(Lane::Write) {
+            return Lane::Write;
+        }
+        if let Some(asked) = asked {
+            return asked;
+        }
+        if facts.lane == Need::Neutral {
+            return self.lane.unwrap_or(Lane::Read);
+        }
+        // What ends the transaction may have its write behind the end.
+        if self.access == Some(Access::ReadOnly) && !facts.ends_transaction {
+            return Lane::Read;
+        }
+        own(facts, surroundings, fingerprint)
+    }
+}
+
+/// The lane of a statement by itself.
+fn own(facts: &Facts, surroundings: Surroundings<'_>, fingerprint: impl FnOnce() -> u128) -> Lane {
+    let lane = match (&facts.callees, facts.lane) {
+        (Some(callees), _) => surroundings.pool.functions.lane(callees, surroundings.pool),
+        (None, Need::Write) => Lane::Write,
+        (None, Need::Neutral | Need::Read) => Lane::Read,
+    };
+    let learned = surroundings.learned;
+    if lane == Lane::Read && !learned.is_empty() && learned.is_write(fingerprint()) {
+        Lane::Write
+    } else {
+        lane
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::auth::scram::KeyCache;
+    use crate::backend::Connector;
+    use crate::config::{Config, Password, Sources, SslMode, UpstreamAddress};
+    use crate::pool::upstream::Limits;
+    use crate::pool::{PoolKey, Upstream};
+
+    /// A pool before nothing.
+    fn pool() -> Arc<Pool> {
+        let sources =
+            Sources { upstreams: vec![Password::new("127.0.0.1:1".to_owned())], ..Sources::default() };
+        let limits = Limits::of(&Config::load(&sources).unwrap());
+        let address = UpstreamAddress::Tcp { host: "127.0.0.1".to_owned(), port: 1 };
+        let keys = Arc::new(KeyCache::new(1).unwrap());
+        let connector = Connector { address, ssl_mode: SslMode::Disable, tls: None, keys };
+        let key = PoolKey { database: "d".into(), user: "u".into(), replication: None };
+        Upstream::new(connector, &limits, &Arc::default(), &Arc::default()).pool(key)
+    }
+
+    fn lanes(texts: &[&str], asked: Option<Lane>) -> Vec<Lane> {
+        let (pool, learned) = (pool(), Learned::default());
+        learned.learn(fingerprint_of(b"SELECT * FROM a_view_that_writes WHERE x = 1"));
+        let surroundings = Surroundings { pool: &pool, learned: &learned, asked };
+        let mut transaction = TransactionLane::default();
+        let next = |text: &&str| {
+            transaction.next(&Facts::of(text.as_bytes()), surroundings, || fingerprint_of(text.as_bytes()))
+        };
+        texts.iter().map(next).collect()
+    }
+
+    #[tokio::test]
+    async fn the_transaction_decides_with_the_statement() {
+        // A read in the place of a write escapes the bound of its lane; a write in the place of a read starves.
+        use Lane::{Read, Write};
+        let rows: [(&[&str], &[Lane]); 14] = [
+            (&["SELECT 1"], &[Read]),
+            (&["INSERT INTO t VALUES (1)"], &[Write]),
+            (&["BEGIN", "SELECT 1", "COMMIT"], &[Read, Read, Read]),
+            (
+                &["BEGIN", "SELECT 1", "DELETE FROM t", "SELECT 1", "COMMIT"],
+                &[Read, Read, Write, Write, Write],
+            ),
+            (&["SELECT unknown_function()"], &[Write]),
+            (&["BEGIN READ ONLY", "SELECT unknown_function()", "COMMIT"], &[Read, Read, Read]),
+            (&["BEGIN; SET TRANSACTION READ ONLY", "SELECT unknown_function()"], &[Read, Read]),
+            (
+                &["BEGIN READ ONLY", "SET TRANSACTION READ WRITE", "SELECT unknown_function()"],
+                &[Read, Read, Write],
+            ),
+            (&["BEGIN READ ONLY", "COMMIT; INSERT INTO t VALUES (1)"], &[Read, Write]),
+            (&["SELECT /*tidegate:lane=read*/ unknown_function()"], &[Read]),
+            (&["/*tidegate:lane=write*/ SELECT 1"], &[Write]),
+            (&["/*tidegate:lane=write*/ BEGIN", "SELECT 1", "COMMIT"], &[Write, Write, Write]),
+            (&["BEGIN", "DELETE FROM t", "/*tidegate:lane=read*/ SELECT 1"], &[Read, Write, Write]),
+            (&["SELECT * FROM a_view_that_writes WHERE x = 2"], &[Write]),
+        ];
+        for (texts, wanted) in rows {
+            assert_eq!(lanes(texts, None), wanted, "{texts:?}");
+        }
+        assert_eq!(lanes(&["BEGIN", "SELECT 1"], Some(Write)), [Write, Write]);
+        assert_eq!(lanes(&["SELECT unknown_function()"], Some(Read)), [Read]);
+        assert_eq!(lanes(&["SELECT /*tidegate:lane=write*/ 1"], Some(Read)), [Write]);
+    }
+}

@@ -1,0 +1,295 @@
+//! What an exchange that is about to be sent asks for: its lane, its terms, and whether it ends in a commit.
+
+use std::hash::BuildHasher as _;
+use std::sync::{Arc, LazyLock};
+
+use super::conversation::Conversation;
+use super::lanes::{Surroundings, TransactionLane, fingerprint_of};
+use super::terms::SessionTerms;
+use crate::backend::Statement;
+use crate::exchange::Facts;
+use crate::exchange::facts::Reach;
+use crate::pool::Pool;
+use crate::sql::{Lane, StatementKind};
+use crate::wire::frame::HEADER_LEN;
+use crate::wire::frontend::{self as tag, BindNames, Parse, query_text};
+use crate::wire::{Header, TransactionStatus};
+
+/// Texts up to this length are kept while they run.
+const KEPT_TEXT: usize = 2048;
+
+/// Room for a text that an idle session may keep.
+const KEPT_CAPACITY: usize = 256;
+
+/// What an exchange asks for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sorted {
+    /// The lane of its strongest statement, in its transaction.
+    pub(super) lane: Lane,
+    /// The transaction behind it.
+    pub(super) transaction: TransactionLane,
+    /// Whether it may commit by its own words.
+    pub(super) commits: bool,
+    /// Whether it begins with BEGIN.
+    begins: bool,
+    statements: Statements,
+}
+
+/// How many statements were looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Statements {
+    None,
+    Some,
+}
+
+/// What a running exchange may be doing when its deadline passes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    /// A statement whose effects end with its transaction, or a read: it can be cancelled.
+    Statement,
+    /// A write outside of a transaction: it runs, and then commits by itself.
+    Autocommit,
+    /// A COMMIT.
+    Commit,
+}
+
+/// The text that was sent last, in case that it must be known again: a read that turns out to write, a write that
+/// waits for a lock.
+#[derive(Debug, Default)]
+pub(super) struct LastSent {
+    kind: Kept,
+    /// The statement, or one from before: the next one is most likely the same.
+    statement: Option<Arc<Statement>>,
+}
+
+/// Where the text is that was sent last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Kept {
+    #[default]
+    Nowhere,
+    /// In the buffer beside.
+    Text,
+    Statement,
+}
+
+impl LastSent {
+    pub(super) fn set_statement(&mut self, statement: &Arc<Statement>) {
+        self.kind = Kept::Statement;
+        if !self.statement.as_ref().is_some_and(|known| Arc::ptr_eq(known, statement)) {
+            self.statement = Some(Arc::clone(statement));
+        }
+    }
+
+    pub(super) fn statement(&self) -> Option<&Arc<Statement>> {
+        self.statement.as_ref().filter(|_| self.kind == Kept::Statement)
+    }
+}
+
+impl Sorted {
+    /// A plain exchange; see [`super::plain`].
+    const PLAIN: Self = Self {
+        lane: Lane::Read,
+        transaction: TransactionLane::READ,
+        commits: false,
+        begins: false,
+        statements: Statements::Some,
+    };
+
+    /// What it is, under this transaction status.
+    pub(super) fn kind(self, status: TransactionStatus) -> Kind {
+        match (self.lane, self.commits, status) {
+            (Lane::Write, true, _) => Kind::Commit,
+            (Lane::Write, false, TransactionStatus::Idle) if !self.begins => Kind::Autocommit,
+            (Lane::Read | Lane::Write, ..) => Kind::Statement,
+        }
+    }
+
+    /// Which servers may run it, and what its transaction did before.
+    pub(super) fn reach(self) -> Reach {
+        if self.lane == Lane::Write { Reach::Primary } else { self.transaction.reach() }
+    }
+
+    /// Nothing is known of it: the careful guess.
+    fn is_unknown(mut self) -> Self {
+        self.lane = Lane::Write;
+        self.commits = true;
+        self
+    }
+}
+
+/// Long enough for the values that choose rows; what is longer differs by what it stores.
+const HASHED_MAX: usize = 512;
+
+static HASHER: LazyLock<foldhash::fast::RandomState> = LazyLock::new(foldhash::fast::RandomState::default);
+
+#[inline]
+fn hash(bytes: &[u8]) -> u64 {
+    HASHER.hash_one(bytes.get(..HASHED_MAX).unwrap_or(bytes))
+}
+
+impl Conversation {
+    /// Looks at the first exchange in `bytes`, as far as it is there. What it finds out about the first text is
+    /// kept for when that text is sent.
+    pub(super) fn sort(&mut self, bytes: &[u8], pool: &Arc<Pool>) -> Sorted {
+        self.ahead = None;
+        self.terms.forget_hints();
+        self.last_sent.kind = Kept::Nowhere;
+        self.sent_values = 0;
+        self.plain = self.recognise(bytes, pool);
+        if self.plain.is_some() {
+            return Sorted::PLAIN;
+        }
+        let is_new = self.status == TransactionStatus::Idle;
+        let mut sorted = Sorted {
+            lane: Lane::Read,
+            transaction: if is_new { TransactionLane::default() } else { self.transaction },
+            commits: false,
+            begins: false,
+            statements: Statements::None,
+        };
+        sorted.lane = sorted.transaction.lane().unwrap_or(Lane::Read);
+        let mut rest = bytes;
+        loop {
+            let Ok(Some(header)) = Header::read_frontend(rest) else { return sorted };
+            let there = rest.len().min(header.frame_len);
+            let whole = there == header.frame_len;
+            let body = rest.get(HEADER_LEN..there).unwrap_or_default();
+            match header.tag {
+                tag::QUERY | tag::PARSE if !whole => return sorted.is_unknown(),
+                tag::QUERY => {
+                    self.sort_text(query_text(body).unwrap_or_default(), pool, &mut sorted);
+                    return sorted;
+                }
+                tag::PARSE => match Parse::read(body) {
+                    Ok(parse) => self.sort_text(parse.text, pool, &mut sorted),
+                    Err(_) => return sorted.is_unknown(),
+                },
+                tag::BIND => match BindNames::read(body) {
+                    Some(names) => {
+                        if !self.sort_bind(names.statement, pool, &mut sorted) {
+                            return sorted.is_unknown();
+                        }
+                        // Only writes are asked for it.
+                        if sorted.lane == Lane::Write {
+                            self.sent_values ^= hash(body.get(names.len()..).unwrap_or_default());
+                        }
+                    }
+                    None => return sorted.is_unknown(),
+                },
+                tag::FUNCTION_CALL => return sorted.is_unknown(),
+                tag::SYNC | tag::FLUSH | tag::TERMINATE => return sorted,
+                _ => {}
+            }
+            rest = rest.get(there..).unwrap_or_default();
+        }
+    }
+
+    /// A transaction begins with a statement of these facts, which is not sent yet.
+    pub(super) fn begin_transaction(&mut self, facts: &Facts, pool: &Arc<Pool>) {
+        self.status = TransactionStatus::InTransaction;
+        self.names.clear_unnamed();
+        self.transaction = TransactionLane::default();
+        let learned = &pool.upstream.guard.learned;
+        let surroundings = Surroundings { pool, learned, asked: self.terms.now().lane };
+        let _ = self.transaction.next(facts, surroundings, || 0);
+    }
+
+    fn sort_text(&mut self, text: &[u8], pool: &Arc<Pool>, sorted: &mut Sorted) {
+        let facts = Facts::of(text);
+        add(&mut self.terms, &facts, pool, sorted, || fingerprint_of(text));
+        self.keep_text(text);
+        if self.ahead.is_none() {
+            self.ahead = Some(facts);
+        }
+    }
+
+    /// This is sent, unless something longer is.
+    #[inline]
+    pub(super) fn keep_text(&mut self, text: &[u8]) {
+        if text.len() <= KEPT_TEXT {
+            self.sent_text.clear();
+            self.sent_text.extend_from_slice(text);
+            self.last_sent.kind = Kept::Text;
+        }
+    }
+
+    /// Gives back what a quiet session does not need of what it sent.
+    pub(super) fn shrink_sent(&mut self) {
+        if self.sent_text.capacity() > KEPT_CAPACITY {
+            self.sent_text = Vec::new();
+            self.last_sent.kind = Kept::Nowhere;
+        }
+        if self.last_sent.statement.as_ref().is_some_and(|statement| Arc::strong_count(statement) == 1) {
+            self.last_sent = LastSent::default();
+        }
+    }
+
+    /// Whether it is known what is bound.
+    fn sort_bind(&mut self, name: &[u8], pool: &Arc<Pool>, sorted: &mut Sorted) -> bool {
+        if name.is_empty() {
+            // Of a Parse in this exchange, which has been looked at, or of one before it.
+            return match (&self.ahead, self.names.unnamed_facts()) {
+                (Some(_), _) => true,
+                (None, Some(facts)) => {
+                    add(&mut self.terms, facts, pool, sorted, || fingerprint_of(self.names.unnamed_text()));
+                    true
+                }
+                (None, None) => false,
+            };
+        }
+        match self.names.get(name) {
+            Some(statement) => {
+                add(&mut self.terms, &statement.facts, pool, sorted, || fingerprint_of(statement.text()));
+                self.last_sent.set_statement(statement);
+                true
+            }
+            // Of a Parse in this exchange, or of one that is not known here.
+            None => self.ahead.is_some(),
+        }
+    }
+
+    /// What is known already of the text that is sent now.
+    #[inline]
+    pub(super) fn facts_of(&mut self, text: &[u8]) -> Facts {
+        self.ahead.take().unwrap_or_else(|| Facts::of(text))
+    }
+
+    /// What runs, or is about to, with its values: the same for statements that want the same rows.
+    pub(super) fn sent_exactly(&self) -> Option<u64> {
+        Some(hash(self.last_text()?) ^ self.sent_values)
+    }
+
+    /// The fingerprint of what runs, or is about to.
+    pub(super) fn sent_fingerprint(&self) -> Option<u128> {
+        self.last_text().map(fingerprint_of)
+    }
+
+    fn last_text(&self) -> Option<&[u8]> {
+        match self.last_sent.kind {
+            Kept::Nowhere => None,
+            Kept::Text => Some(&self.sent_text),
+            Kept::Statement => self.last_sent.statement().map(|statement| statement.text()),
+        }
+    }
+}
+
+/// A statement of these facts is part of an exchange.
+#[inline]
+fn add(
+    terms: &mut SessionTerms,
+    facts: &Facts,
+    pool: &Arc<Pool>,
+    sorted: &mut Sorted,
+    fingerprint: impl FnOnce() -> u128,
+) {
+    if sorted.statements == Statements::None {
+        sorted.statements = Statements::Some;
+        sorted.begins = facts.first == StatementKind::Begin;
+    }
+    let learned = &pool.upstream.guard.learned;
+    let surroundings = Surroundings { pool, learned, asked: terms.now().lane };
+    let lane = sorted.transaction.next(facts, surroundings, fingerprint);
+    sorted.lane = sorted.lane.max(lane);
+    sorted.commits |= facts.commits;
+    terms.hint(&facts.hints);
+}

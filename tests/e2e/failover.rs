@@ -1,0 +1,369 @@
+//! A primary is lost and another one promoted: sessions stay, writes find it, reads go on, and what was left behind gets
+//! nothing any more.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use tidegate_chaos::cluster::{Cluster, ClusterOptions, Node, NodeOptions, Programs, Replication, StopMode};
+use tidegate_tests::{Proxy, ScriptedApp, wait_for};
+use tokio::task::{JoinSet, block_in_place};
+use tokio::time::sleep;
+
+use crate::rig::{SOON, sidecar};
+
+/// How long after a promotion the first write may take. Measured on an idle machine: 0.2 to 0.6 s, and promised is one
+/// second; other tests run at the same time.
+const FIRST_WRITE: Duration = Duration::from_millis(2500);
+/// No application sees a read-only error later than this after a promotion. Promised is one second.
+const READ_ONLY_UNTIL: Duration = Duration::from_secs(2);
+/// Reads never stop for longer.
+const READ_GAP: Duration = Duration::from_millis(1500);
+/// Workers of each kind, and the pause of each: 50 statements per second.
+const WORKERS: u64 = 5;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// What a worker does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Work {
+    Write,
+    Read,
+}
+
+/// One answered statement.
+#[derive(Debug, Clone)]
+struct Seen {
+    at: Instant,
+    work: Work,
+    id: u64,
+    /// SQLSTATE and DETAIL of its error.
+    error: Option<(String, String)>,
+}
+
+/// Applications under load, and what they saw.
+#[derive(Default)]
+struct Load {
+    stop: AtomicBool,
+    next: AtomicU64,
+    seen: Mutex<Vec<Seen>>,
+}
+
+impl Load {
+    async fn work(self: Arc<Self>, address: std::net::SocketAddr, work: Work) {
+        let mut app = ScriptedApp::session(address, "postgres", "postgres").await.0;
+        while !self.stop.load(Ordering::Relaxed) {
+            let id = self.next.fetch_add(1, Ordering::Relaxed);
+            let sql = match work {
+                Work::Write => format!("INSERT INTO written VALUES ({id})"),
+                Work::Read => "SELECT count(*) FROM written".to_owned(),
+            };
+            let problem = app.query(&sql).await.error();
+            let error = problem.map(|problem| (problem.code().to_owned(), problem.detail().to_owned()));
+            self.seen.lock().unwrap().push(Seen { at: Instant::now(), work, id, error });
+            sleep(PAUSE).await;
+        }
+        app.finish().await;
+    }
+
+    fn start(proxy: &Proxy) -> (Arc<Self>, JoinSet<()>) {
+        let load = Arc::new(Self::default());
+        let mut tasks = JoinSet::new();
+        for _ in 0..WORKERS {
+            for work in [Work::Write, Work::Read] {
+                tasks.spawn(Arc::clone(&load).work(proxy.address(), work));
+            }
+        }
+        (load, tasks)
+    }
+
+    fn seen(&self, work: Work) -> Vec<Seen> {
+        let all = self.seen.lock().unwrap();
+        let mut seen: Vec<_> = all.iter().filter(|seen| seen.work == work).cloned().collect();
+        seen.sort_by_key(|seen| seen.at);
+        seen
+    }
+
+    /// Ends the load; a session that ended would have made its worker panic.
+    async fn end(&self, mut tasks: JoinSet<()>) {
+        self.stop.store(true, Ordering::Relaxed);
+        while let Some(ended) = tasks.join_next().await {
+            ended.unwrap();
+        }
+    }
+
+    /// How long after `since` the first write succeeded.
+    fn first_write(&self, since: Instant) -> Duration {
+        let writes = self.seen(Work::Write);
+        let first = writes.iter().find(|seen| seen.at > since && seen.error.is_none());
+        first.unwrap_or_else(|| panic!("no write after the promotion: {:?}", writes.last())).at - since
+    }
+
+    fn assert_reads_never_stopped(&self) {
+        let reads = self.seen(Work::Read);
+        let failed: Vec<_> = reads.iter().filter(|seen| seen.error.is_some()).collect();
+        assert!(failed.is_empty(), "{failed:?}");
+        for pair in reads.windows(2) {
+            assert!(pair[1].at - pair[0].at < READ_GAP, "no read for {:?}", pair[1].at - pair[0].at);
+        }
+    }
+
+    fn assert_no_read_only_error_after(&self, end: Instant) {
+        let late = |seen: &Seen| seen.at > end && seen.error.as_ref().is_some_and(|error| error.0 == "25006");
+        let late: Vec<_> = self.seen(Work::Write).into_iter().filter(late).collect();
+        assert!(late.is_empty(), "{late:?}");
+    }
+
+    /// Each write that was acknowledged after `since` is on this server.
+    fn assert_kept(&self, node: &Node, since: Instant) {
+        let kept = node.sql("SELECT id FROM written").unwrap();
+        let kept: std::collections::BTreeSet<u64> = kept.lines().map(|line| line.parse().unwrap()).collect();
+        for seen in self.seen(Work::Write) {
+            assert!(seen.at < since || seen.error.is_some() || kept.contains(&seen.id), "lost {seen:?}");
+        }
+    }
+}
+
+fn cluster(standbys: usize) -> Cluster {
+    block_in_place(|| {
+        let node = NodeOptions::new(Programs::find().unwrap());
+        let options = ClusterOptions { node, standbys, replication: Replication::Asynchronous };
+        let cluster = Cluster::start(&options).unwrap();
+        cluster.primary().sql("CREATE TABLE written (id bigint PRIMARY KEY)").unwrap();
+        cluster
+    })
+}
+
+/// A sidecar before all servers; it knows their roles.
+async fn before(cluster: &Cluster, sections: &str) -> Proxy {
+    let nodes = std::iter::once(cluster.primary()).chain(cluster.standbys());
+    let options = sidecar(sections);
+    let proxy = nodes.fold(options, |options, node| options.upstream(&node.url())).start().await;
+    let mut app = session(&proxy).await;
+    wait_for(SOON, "a standby answers reads", async || is_served_by_standby(&mut app).await.then_some(()))
+        .await;
+    wait_write(&mut app).await;
+    app.finish().await;
+    proxy
+}
+
+async fn session(proxy: &Proxy) -> ScriptedApp {
+    ScriptedApp::session(proxy.address(), "postgres", "postgres").await.0
+}
+
+async fn is_served_by_standby(app: &mut ScriptedApp) -> bool {
+    let reply = app.query("SELECT pg_is_in_recovery()").await;
+    reply.error().is_none() && reply.value().as_deref() == Some("t")
+}
+
+/// Waits until a write works.
+async fn wait_write(app: &mut ScriptedApp) {
+    wait_for(SOON, "a write commits", async || {
+        let reply = app.query("CREATE TABLE IF NOT EXISTS trial (); DROP TABLE trial").await;
+        reply.error().is_none().then_some(())
+    })
+    .await;
+}
+
+/// Lets this standby follow another server.
+fn follow(standby: &Node, primary: &Node) {
+    let info =
+        format!("host=127.0.0.1 port={} user=postgres application_name={}", primary.port(), standby.name());
+    standby.configure("primary_conninfo", &info).unwrap();
+}
+
+const PREFER_STANDBY: &str = "[read]\nfrom = \"prefer_standby\"\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_find_the_promoted_standby_and_a_primary_that_comes_back_alone_gets_none() {
+    // Each assertion is one of the promises: without discovery no write would ever succeed again, without fencing the
+    // returned server would take part of the writes, and without routing reads would stop with the primary.
+    let cluster = cluster(2);
+    let [first, second] = cluster.standbys() else { panic!("two standbys") };
+    let proxy = before(&cluster, PREFER_STANDBY).await;
+    let mut idle = session(&proxy).await;
+    let (load, tasks) = Load::start(&proxy);
+    sleep(Duration::from_secs(1)).await;
+
+    block_in_place(|| cluster.primary().kill()).unwrap();
+    sleep(Duration::from_secs(1)).await;
+    block_in_place(|| first.promote()).unwrap();
+    let promoted = Instant::now();
+    block_in_place(|| follow(second, first));
+    sleep(FIRST_WRITE + Duration::from_millis(500)).await;
+    block_in_place(|| cluster.primary().resume()).unwrap();
+    let returned = block_in_place(|| cluster.primary().sql("SELECT count(*) FROM written")).unwrap();
+    sleep(Duration::from_secs(4)).await;
+    let answer = idle.query("INSERT INTO written VALUES (-1)").await;
+    load.end(tasks).await;
+
+    let took = load.first_write(promoted);
+    println!("first write {took:?} after the promotion");
+    assert!(took < FIRST_WRITE, "{took:?}");
+    load.assert_no_read_only_error_after(promoted + READ_ONLY_UNTIL);
+    load.assert_reads_never_stopped();
+    assert_eq!(answer.error(), None, "a session that was idle");
+    block_in_place(|| {
+        assert_eq!(cluster.primary().sql("SELECT count(*) FROM written").unwrap(), returned);
+        first.sql("DELETE FROM written WHERE id = -1").unwrap();
+        load.assert_kept(first, promoted);
+    });
+    let upstreams = proxy.log();
+    assert!(upstreams.contains("older_timeline") || upstreams.contains("fenced"), "{upstreams}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_switchover_by_clean_shutdown_is_followed_and_the_old_primary_is_used_as_a_standby() {
+    // Asynchronous replication ships everything before a clean shutdown ends, so no acknowledged write may be missing;
+    // and a server that follows the new timeline is not fenced for its past.
+    let cluster = cluster(1);
+    let [standby] = cluster.standbys() else { panic!("one standby") };
+    let proxy = before(&cluster, PREFER_STANDBY).await;
+    let begun = Instant::now();
+    let (load, tasks) = Load::start(&proxy);
+    sleep(Duration::from_secs(1)).await;
+
+    block_in_place(|| cluster.primary().stop(StopMode::Fast)).unwrap();
+    block_in_place(|| standby.promote()).unwrap();
+    let promoted = Instant::now();
+    sleep(FIRST_WRITE).await;
+    block_in_place(|| {
+        std::fs::write(cluster.primary().data_dir().join("standby.signal"), "").unwrap();
+        let info = format!("host=127.0.0.1 port={} user=postgres application_name=old", standby.port());
+        cluster.primary().configure("primary_conninfo", &info).unwrap();
+        cluster.primary().resume().unwrap();
+    });
+    let mut app = session(&proxy).await;
+    let upstreams = async || {
+        let metrics = proxy.get("/metrics").await.body;
+        metrics.lines().filter(|line| line.starts_with("tidegate_upstream")).collect::<Vec<_>>().join("\n")
+    };
+    let since = Instant::now();
+    while !is_served_by_standby(&mut app).await {
+        assert!(
+            since.elapsed() < Duration::from_secs(20),
+            "the old primary answers no reads: {}",
+            upstreams().await
+        );
+        sleep(Duration::from_millis(50)).await;
+    }
+    load.end(tasks).await;
+
+    let took = load.first_write(promoted);
+    println!("first write {took:?} after the promotion");
+    assert!(took < FIRST_WRITE, "{took:?}");
+    load.assert_no_read_only_error_after(promoted + READ_ONLY_UNTIL);
+    load.assert_reads_never_stopped();
+    block_in_place(|| load.assert_kept(standby, begun));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_all_servers_down_answers_are_fast_and_the_first_good_one_is_used_within_two_seconds() {
+    // Waiting for a connect each time would take the queue timeout; giving up for good would need a restart.
+    let cluster = cluster(1);
+    let [standby] = cluster.standbys() else { panic!("one standby") };
+    let proxy = before(&cluster, "[hold]\nwindow = \"100ms\"\n[read]\nfrom = \"prefer_standby\"\n").await;
+    let mut app = session(&proxy).await;
+    block_in_place(|| {
+        standby.kill().unwrap();
+        cluster.primary().kill().unwrap();
+    });
+    let refused = async |app: &mut ScriptedApp, sql: &str| {
+        let problem = app.query(sql).await.error()?;
+        (problem.detail_of("reason") == Some("no_upstream")).then_some(problem)
+    };
+    for sql in ["SELECT 1", "INSERT INTO written VALUES (1)"] {
+        let problem = wait_for(SOON, "the loss is known", async || refused(&mut app, sql).await).await;
+        assert_eq!(problem.code(), "53000");
+        assert!(problem.detail_of("retry_after_ms").is_some(), "{problem:?}");
+    }
+
+    for sql in ["SELECT 1", "INSERT INTO written VALUES (1)"] {
+        let asked = Instant::now();
+        refused(&mut app, sql).await.unwrap();
+        assert!(asked.elapsed() < Duration::from_millis(500), "{sql}: {:?}", asked.elapsed());
+    }
+
+    block_in_place(|| cluster.primary().resume()).unwrap();
+    let up = Instant::now();
+    wait_write(&mut app).await;
+    println!("first write {:?} after the first server was up", up.elapsed());
+    assert!(up.elapsed() < Duration::from_secs(4), "{:?}", up.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_that_lasts_is_told_at_once_and_not_waited_out_by_every_statement() {
+    // Each statement used to wait for the whole window, counted from its own arrival: with nobody left to take over,
+    // ten sessions that read were busy for two seconds each time, and the rest of the application queued behind them.
+    let cluster = cluster(1);
+    let [standby] = cluster.standbys() else { panic!("one standby") };
+    let proxy = before(&cluster, "[hold]\nwindow = \"3s\"\n[read]\nfrom = \"prefer_standby\"\n").await;
+    let mut app = session(&proxy).await;
+    block_in_place(|| {
+        standby.kill().unwrap();
+        cluster.primary().kill().unwrap();
+    });
+    let refused = async |app: &mut ScriptedApp, sql: &str| {
+        let problem = app.query(sql).await.error()?;
+        (problem.detail_of("reason") == Some("no_upstream")).then_some(problem)
+    };
+    wait_for(SOON, "the window is over", async || refused(&mut app, "SELECT 1").await).await;
+
+    for sql in ["SELECT 1", "INSERT INTO written VALUES (1)", "SELECT 1"] {
+        let asked = Instant::now();
+        refused(&mut app, sql).await.unwrap();
+        assert!(asked.elapsed() < Duration::from_secs(1), "{sql}: {:?}", asked.elapsed());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_two_primaries_of_one_timeline_writes_are_refused_and_reads_go_on() {
+    // Choosing either could lose what the other accepted.
+    let cluster = cluster(2);
+    let [first, second] = cluster.standbys() else { panic!("two standbys") };
+    let proxy = before(&cluster, PREFER_STANDBY).await;
+    let mut app = session(&proxy).await;
+    block_in_place(|| {
+        cluster.primary().kill().unwrap();
+        first.promote().unwrap();
+    });
+    wait_write(&mut app).await;
+
+    block_in_place(|| second.promote()).unwrap();
+
+    let problem = wait_for(SOON, "writes are refused", async || {
+        let refused = app.query("CREATE TABLE IF NOT EXISTS trial ()").await.error();
+        refused.filter(|problem| problem.detail_of("reason") == Some("no_upstream"))
+    })
+    .await;
+    assert_eq!(problem.code(), "53000");
+    assert!(problem.message().contains("several servers"), "{problem:?}");
+    let read = app.query("SELECT count(*) FROM pg_class").await;
+    assert_eq!(read.error(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_what_may_run_on_a_standby_does() {
+    // Each row is a way to reach a standby with something that belongs to the primary, or the other way round.
+    let cluster = cluster(1);
+    let proxy = before(&cluster, PREFER_STANDBY).await;
+    let mut app = session(&proxy).await;
+
+    for (sql, standby) in [
+        ("SELECT pg_is_in_recovery()", "t"),
+        ("BEGIN; SELECT pg_is_in_recovery(); COMMIT", "f"),
+        ("SELECT pg_advisory_lock(1); SELECT pg_is_in_recovery(); SELECT pg_advisory_unlock(1)", "f"),
+    ] {
+        let reply = app.query(sql).await;
+        assert_eq!(reply.error(), None, "{sql}");
+        let rows = reply.rows().concat();
+        assert!(rows.iter().any(|value| value.as_deref() == Some(standby)), "{sql}: {rows:?}");
+    }
+    let mut app = session(&proxy).await;
+    for (begin, standby) in [("BEGIN", "f"), ("BEGIN READ ONLY", "t"), ("START TRANSACTION READ WRITE", "f")]
+    {
+        assert_eq!(app.query(begin).await.error(), None);
+        let reply = app.query("SELECT pg_is_in_recovery()").await;
+        assert_eq!(reply.value().as_deref(), Some(standby), "{begin}");
+        assert_eq!(app.query("COMMIT").await.error(), None);
+    }
+}
