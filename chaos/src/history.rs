@@ -31,6 +31,8 @@ pub enum Lane {
 pub enum Via {
     /// `PostgreSQL`'s protocol, through the subject.
     Sql,
+    /// `PostgreSQL`'s protocol, past the subject: what the server itself takes at that moment.
+    Direct,
     /// HTTP, through a reverse proxy, a service and the subject.
     Http,
     /// HTTP, to the subject's own control plane.

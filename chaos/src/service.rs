@@ -83,6 +83,7 @@ fn login(database: &Url) -> Result<Login, Error> {
         address: address.parse().map_err(|_| Error::Url)?,
         user: database.username().to_owned(),
         database: database.path().trim_start_matches('/').to_owned(),
+        name: "orders",
     })
 }
 

@@ -28,19 +28,47 @@ async fn judge(scenario: Scenario, seed: u64) -> Judgement {
     Judgement::of(record, &claims)
 }
 
-/// Runs a scenario; nothing that it claims may be refuted, and what was promised to applications must be shown.
-async fn holds(name: &str, seed: u64, shown: &[&str]) {
-    let judgement = judge(Scenario::load(name).unwrap().quick(), seed).await;
+/// How often a scenario is run until the machine lets it show something.
+const RUNS: usize = 3;
 
-    for judged in &judgement.claims {
-        println!("{}: {:?}", judged.claim.name(), judged.verdict);
+/// Claims about how long something takes. A 99th percentile of these short phases is the third slowest of 300, and the
+/// machine may be shared: who misses one of them is measured again, and whoever is slow is slow twice.
+const TIMES: &[&str] = &[
+    "breaker-opens",
+    "refusals-fast",
+    "reads-undisturbed",
+    "innocent-writes-unharmed",
+    "writes-recover",
+    "goodput-recovers",
+    "no-stampede",
+    "answered-in-time",
+    "admin-answers",
+    "alert-in-time",
+];
+
+/// Runs a scenario. No claim about what became of data may be refuted, none about times twice, and what was promised
+/// to applications must be shown: a run in which the machine itself was too slow to tell shows nothing.
+async fn holds(name: &str, seed: u64, shown: &[&str]) {
+    let mut missed = Vec::new();
+    for _ in 0..RUNS {
+        let judgement = judge(Scenario::load(name).unwrap().quick(), seed).await;
+        for judged in &judgement.claims {
+            println!("{}: {:?}", judged.claim.name(), judged.verdict);
+        }
+        let verdicts = judgement.claims.iter().map(|judged| (judged.claim.name(), &judged.verdict));
+        let before = missed.len();
+        for (name, verdict) in verdicts.clone().filter(|(_, verdict)| matches!(verdict, Verdict::Refuted(_)))
+        {
+            assert!(TIMES.contains(&name) && !missed.contains(&name), "{name}: {verdict:?}");
+            missed.push(name);
+        }
+        let is_shown =
+            |wanted: &&str| verdicts.clone().any(|(name, verdict)| name == *wanted && verdict.holds());
+        if missed.len() == before && shown.iter().all(is_shown) {
+            return;
+        }
     }
-    for judged in &judgement.claims {
-        let (name, verdict) = (judged.claim.name(), &judged.verdict);
-        assert!(!matches!(verdict, Verdict::Refuted(_)), "{name}: {verdict:?}");
-        let must = shown.contains(&name);
-        assert!(!must || matches!(verdict, Verdict::Holds(_)), "{name}: {verdict:?}");
-    }
+    panic!("{RUNS} runs did not show all of {shown:?}; missed once: {missed:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

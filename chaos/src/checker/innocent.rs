@@ -41,7 +41,7 @@ pub(super) fn check(record: &Record, factor: f64, floor: Duration) -> Verdict {
     if failed > 0 {
         return Verdict::Refuted(figures);
     }
-    let machine = noise::slowdown(record, &(record.start..record.quiet_end), &trouble);
+    let machine = noise::slowdown_with_server(record, &(record.start..record.quiet_end), &trouble);
     noise::judge(p99(&stuck), limit, machine, figures)
 }
 

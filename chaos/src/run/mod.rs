@@ -1,5 +1,6 @@
 //! One run: servers, subject, load, faults, and the record of it all.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,7 +11,7 @@ use crate::cluster::{self, Programs};
 use crate::history::{Recorder, RunClock};
 use crate::observe::journal;
 use crate::observe::queue::QueueSampler;
-use crate::observe::server::ServerSampler;
+use crate::observe::server::{OWN_NAME, ServerSampler};
 use crate::scenario::Scenario;
 use crate::subject::Kind;
 use crate::workload::{Login, Targets, Workload};
@@ -118,11 +119,16 @@ pub async fn run(options: RunOptions, out: &Path) -> Result<Record, Error> {
 
 fn targets(rig: &Rig) -> Targets {
     Targets {
-        sql: Login { address: rig.subject.address(), user: USER.to_owned(), database: DATABASE.to_owned() },
+        sql: login(rig.subject.address(), "orders"),
+        direct: login((Ipv4Addr::LOCALHOST, rig.cluster.primary().port()).into(), OWN_NAME),
         mirror: rig.mirror.address(),
         http: rig.edge.as_ref().map(edge::Edge::address),
         admin: rig.subject.admin(),
     }
+}
+
+fn login(address: SocketAddr, name: &'static str) -> Login {
+    Login { address, user: USER.to_owned(), database: DATABASE.to_owned(), name }
 }
 
 fn header(options: &RunOptions, rig: &Rig) -> Header {

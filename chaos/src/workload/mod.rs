@@ -100,8 +100,12 @@ pub struct Burst {
     pub sessions: usize,
 }
 
-/// Messages per second that measure the machine: as many as reads usually, so that percentiles can be compared.
-const MESSAGES_PER_SECOND: f64 = 40.0;
+/// Messages and reads per second that measure machine and server: as many as reads usually, so that percentiles can
+/// be compared.
+const MEASURES_PER_SECOND: f64 = 40.0;
+
+/// Sessions past the subject: one that is late must not hold up the next read.
+const DIRECT_SESSIONS: usize = 4;
 
 /// Where the operations go.
 #[derive(Debug, Clone)]
@@ -112,6 +116,8 @@ pub struct Targets {
     pub http: Option<SocketAddr>,
     /// The subject's control plane.
     pub admin: Option<SocketAddr>,
+    /// The primary that the run begins with, past the subject.
+    pub direct: Login,
     /// What measures the machine.
     pub mirror: SocketAddr,
 }
@@ -125,6 +131,7 @@ pub(crate) struct Shared {
     readers: Sessions,
     writers: Sessions,
     hot_writers: Sessions,
+    direct: Sessions,
     mirrored: machine::Mirrored,
     bursts: Vec<(Burst, Sessions)>,
     keys: AtomicI64,
@@ -160,7 +167,8 @@ impl Workload {
         let readers = Sessions::new(targets.sql.clone(), options.readers);
         let writers = Sessions::new(targets.sql.clone(), options.writers);
         let hot_writers = Sessions::new(targets.sql.clone(), options.hot_writers);
-        for sessions in [&readers, &writers, &hot_writers] {
+        let direct = Sessions::new(targets.direct.clone(), DIRECT_SESSIONS);
+        for sessions in [&readers, &writers, &hot_writers, &direct] {
             sessions.log_in().await;
         }
         // Those of a burst log in when it comes.
@@ -171,8 +179,18 @@ impl Workload {
         let bursts = bursts.into_iter().map(with_sessions).collect();
         let keys = AtomicI64::new(1);
         let mirrored = machine::Mirrored::new(targets.mirror);
-        let shared =
-            Shared { recorder, options, targets, readers, writers, hot_writers, mirrored, bursts, keys };
+        let shared = Shared {
+            recorder,
+            options,
+            targets,
+            readers,
+            writers,
+            hot_writers,
+            direct,
+            mirrored,
+            bursts,
+            keys,
+        };
         Self { shared: Arc::new(shared) }
     }
 
@@ -227,11 +245,15 @@ impl Lanes<'_> {
         for number in 0..self.shared.bursts.len() {
             self.burst(number);
         }
-        self.lane(MESSAGES_PER_SECOND, |shared, intended| async move {
+        self.lane(MEASURES_PER_SECOND, |shared, intended| async move {
             let id = shared.recorder.invoke(Lane::Monitor, Via::Machine, "mirror", None, intended);
             shared.recorder.sent(id);
             let outcome = shared.mirrored.exchange(id).await;
             shared.recorder.end(id, outcome);
+        });
+        self.lane(MEASURES_PER_SECOND, |shared, intended| async move {
+            let id = shared.recorder.invoke(Lane::Monitor, Via::Direct, "items", None, intended);
+            sql::read(&shared, &shared.direct, id).await;
         });
         if let Some(service) = self.shared.targets.http {
             self.http(service, &options);

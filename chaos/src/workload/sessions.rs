@@ -15,12 +15,14 @@ const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 /// Where and as whom to log in.
 #[derive(Debug, Clone)]
 pub struct Login {
-    /// The subject.
+    /// The subject, or a server.
     pub address: SocketAddr,
     /// Role; it is trusted.
     pub user: String,
     /// Database.
     pub database: String,
+    /// `application_name`: what the harness's own sessions are left out by.
+    pub name: &'static str,
 }
 
 /// Why there is no session.
@@ -34,7 +36,7 @@ impl Login {
     pub(crate) async fn connect(&self) -> Result<Client, ConnectError> {
         let mut config = Config::new();
         config.host(self.address.ip().to_string()).port(self.address.port());
-        config.user(&self.user).dbname(&self.database).application_name("orders");
+        config.user(&self.user).dbname(&self.database).application_name(self.name);
         let connected = timeout(CONNECT_WITHIN, config.connect(NoTls)).await;
         let (client, connection) =
             connected.map_err(|_| ConnectError::Late)?.map_err(ConnectError::Refused)?;
