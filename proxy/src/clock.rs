@@ -1,6 +1,7 @@
 //! Clocks that cost a load to read: reading the real one several times for each exchange is not free.
 //!
-//! [`now_ms`] is good to 10 ms, the period of the sweep that moves it, which is enough for deadlines in seconds.
+//! [`now_ms`] is good to 50 ms, the longest period of the sweep that moves it, and to a turn of a worker, which moves it
+//! too. That is enough for deadlines in seconds.
 //! [`now`] is the real time as of the worker's last look at its sockets: what happens in between has come with that
 //! look.
 
@@ -56,14 +57,23 @@ pub fn now() -> tokio::time::Instant {
 fn read(turn: Turn) -> tokio::time::Instant {
     let at = tokio::time::Instant::now();
     if !matches!(turn, Turn::None) {
-        TURN.set(Turn::Read { at, at_ms: since_origin(at), coarse_ms: now_ms() });
+        let at_ms = since_origin(at);
+        move_to(at_ms);
+        TURN.set(Turn::Read { at, at_ms, coarse_ms: now_ms() });
     }
     at
 }
 
 /// Brings the clock up to date.
 pub fn tick() {
-    NOW_MS.store(millis(ORIGIN.elapsed()), Ordering::Relaxed);
+    move_to(millis(ORIGIN.elapsed()));
+}
+
+/// Whoever comes late with an earlier time changes nothing.
+fn move_to(now_ms: u64) {
+    if now_ms > NOW_MS.load(Ordering::Relaxed) {
+        NOW_MS.fetch_max(now_ms, Ordering::Relaxed);
+    }
 }
 
 /// A point in time on this clock.

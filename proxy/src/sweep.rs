@@ -1,11 +1,12 @@
-//! The round every 10 ms over what may be overdue.
+//! The rounds over what may be overdue.
 //!
 //! Deadlines are kept here and not by timers: an exchange costs none. It runs on a thread of its own, which sleeps in
-//! between; a timer of a runtime would wake that three times for each round, and nothing else is due as often.
+//! between; a timer of a runtime would wake that three times for each round, and nothing else is due as often. While
+//! nobody waits and nothing is due soon it sleeps longer: to wake up costs more than to look.
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
 
@@ -15,10 +16,13 @@ use crate::server::Shared;
 use crate::session::registry::{Phase, Signal};
 use crate::watchdog::Who;
 
-/// Its period.
-const SWEEP: Duration = Duration::from_millis(10);
-/// Sweeps between two looks at idle backends and idle sessions.
-const SWEEPS_PER_ROUND: u64 = 25;
+/// Between two sweeps while somebody waits in a queue or something is due soon: how late a deadline is noticed.
+const BUSY: Duration = Duration::from_millis(10);
+/// Else. What is set meanwhile and due earlier than this is noticed that much late; nobody sets such deadlines but to
+/// see what happens.
+const QUIET: Duration = Duration::from_millis(50);
+/// Between two looks at idle backends and idle sessions.
+const ROUND: Duration = Duration::from_millis(250);
 
 /// Sweeps from now until the end of the process. What a sweep begins, such as to close an idle backend, goes on
 /// in `runtime`.
@@ -29,28 +33,35 @@ pub fn start(shared: &Arc<Shared>, runtime: Handle) -> io::Result<()> {
     let shared = Arc::clone(shared);
     let sweeping = move || {
         let _runtime = runtime.enter();
-        for round in 1.. {
-            std::thread::sleep(SWEEP);
+        let mut looked = Instant::now();
+        let mut pause = BUSY;
+        loop {
+            std::thread::sleep(pause);
             shared.watchdog.count(Who::Sweep);
-            sweep(&shared, round);
+            let upstreams = shared.routes.tended();
+            pause = sweep(&upstreams);
+            if looked.elapsed() >= ROUND {
+                looked = Instant::now();
+                look_at_idle_ones(&shared, &upstreams);
+            }
         }
     };
     std::thread::Builder::new().name("tidegate-sweep".to_owned()).spawn(sweeping).map(drop)
 }
 
-fn sweep(shared: &Shared, round: u64) {
+/// Gives the pause until the next sweep.
+fn sweep(upstreams: &[Arc<Upstream>]) -> Duration {
     clock::tick();
-    let now = tokio::time::Instant::now();
-    let upstreams = shared.routes.tended();
-    for upstream in &upstreams {
-        upstream.guard.slots.sweep(clock::now_ms());
+    let (now, now_ms) = (tokio::time::Instant::now(), clock::now_ms());
+    let soon = now_ms + clock::millis(QUIET);
+    let mut busy = false;
+    for upstream in upstreams {
+        busy |= upstream.guard.slots.sweep(now_ms).is_some_and(|next| next <= soon);
         for pool in upstream.pools() {
-            pool.sweep_waiters(now);
+            busy |= pool.sweep_waiters(now);
         }
     }
-    if round.is_multiple_of(SWEEPS_PER_ROUND) {
-        look_at_idle_ones(shared, &upstreams);
-    }
+    if busy { BUSY } else { QUIET }
 }
 
 fn look_at_idle_ones(shared: &Shared, upstreams: &[Arc<Upstream>]) {

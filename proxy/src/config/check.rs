@@ -338,7 +338,7 @@ fn check_resilience(config: &Config, layers: &mut Layers<'_>) {
     }
 }
 
-/// A thread counts ten times a second; one count late is nothing.
+/// A thread counts four times a second; one count late is nothing.
 const STALL_MIN: Duration = Duration::from_millis(500);
 /// More often than this it would be a load on whoever is called.
 const HEARTBEAT_MIN: Duration = Duration::from_secs(1);

@@ -88,16 +88,21 @@ impl Slots {
         }
     }
 
-    /// Wakes the sessions whose exchange is due. Called every 10 ms; costs a load per slot in use.
-    pub fn sweep(&self, now_ms: u64) {
+    /// Wakes the sessions whose exchange is due, and says when the next one is. Costs a load per slot in use.
+    pub fn sweep(&self, now_ms: u64) -> Option<u64> {
+        let mut next = None;
         for slot in self.slots.iter().take(self.used.load(Ordering::Acquire)) {
             let due = slot.due_ms.load(Ordering::Relaxed);
-            let is_due = due != NEVER && due <= now_ms;
-            if is_due && slot.due_ms.compare_exchange(due, NEVER, Ordering::AcqRel, Ordering::Relaxed).is_ok()
-            {
+            if due == NEVER {
+                continue;
+            }
+            if due > now_ms {
+                next = Some(next.map_or(due, |next: u64| next.min(due)));
+            } else if slot.due_ms.compare_exchange(due, NEVER, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 slot.signal(Signal::Due);
             }
         }
+        next
     }
 }
 
@@ -189,12 +194,12 @@ mod tests {
         slot.serve(&entry);
         slot.arm(100);
 
-        slots.sweep(99);
+        assert_eq!(slots.sweep(99), Some(100));
         assert!(!entry.has(Signal::Due));
-        slots.sweep(100);
+        assert_eq!(slots.sweep(100), None);
         assert!(entry.has(Signal::Due));
         entry.clear(Signal::Due);
-        slots.sweep(101);
+        assert_eq!(slots.sweep(101), None);
         assert!(!entry.has(Signal::Due));
     }
 }

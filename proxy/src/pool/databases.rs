@@ -54,7 +54,7 @@ pub struct Traffic {
 }
 
 /// What was counted. Times are in milliseconds of the coarse clock: a single short one may count as nothing or as
-/// 10 ms, the sum over many is right.
+/// 50 ms, the sum over many is right.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Transactions that ended.

@@ -296,9 +296,9 @@ impl Pool {
         self.upstream.gave_back();
     }
 
-    /// Refuses the waiters whose time is over. Called every 10 ms; cheap while nobody waits.
-    pub fn sweep_waiters(&self, now: Instant) {
-        self.backends.sweep(now);
+    /// Refuses the waiters whose time is over, and says whether others wait. Cheap while nobody does.
+    pub fn sweep_waiters(&self, now: Instant) -> bool {
+        self.backends.sweep(now)
     }
 
     /// Closes idle backends that are old, stale or dead, and keeps `min_idle`. Called every 250 ms, inside a

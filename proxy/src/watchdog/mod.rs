@@ -1,6 +1,6 @@
 //! Whether the process makes progress: [`Watchdog`].
 //!
-//! A task on each runtime counts up ten times a second. A plain OS thread, which no runtime can block, looks at the
+//! A task on each runtime counts up four times a second. A plain OS thread, which no runtime can block, looks at the
 //! counts. It alone says that the process is alive: to `/livez`, to systemd, and to the heartbeat. A runtime that
 //! does not count for [`stall`](crate::config::Watchdog::stall) is stalled: that is logged, journaled and alerted;
 //! after [`exit_after`](crate::config::Watchdog::exit_after) the process ends, so that its supervisor starts it anew.
@@ -25,7 +25,7 @@ use crate::config;
 use crate::journal::Journal;
 
 /// Between two ticks of a runtime, and between two rounds of the watchdog.
-pub(crate) const PERIOD: Duration = Duration::from_millis(100);
+pub(crate) const PERIOD: Duration = Duration::from_millis(250);
 
 /// Who is watched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

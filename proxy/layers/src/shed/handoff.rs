@@ -209,8 +209,9 @@ impl<T> Handoff<T> {
         });
     }
 
-    /// Refuses, in all lanes, whoever has waited too long. Call it every 10 ms or so.
-    pub fn sweep(&self, now: Instant) {
+    /// Refuses, in all lanes, whoever has waited too long, and says whether anybody waits on. Call it every 10 ms or so
+    /// while somebody does; else as late as the shortest wait that is to be bounded.
+    pub fn sweep(&self, now: Instant) -> bool {
         let mut wakes = WakeList::default();
         let mut state = self.lock();
         let State { lanes, places, .. } = &mut *state;
@@ -219,8 +220,10 @@ impl<T> Handoff<T> {
         }
         // Shares that no longer bind leave room for waiters whom no returning item would wake.
         state.serve(now, &mut wakes);
+        let anybody = state.lanes.iter().any(|lane| lane.waiting() > 0);
         drop(state);
         wakes.wake();
+        anybody
     }
 
     /// Refuses everybody who waits in this lane.
