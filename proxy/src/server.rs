@@ -297,6 +297,7 @@ impl Shared {
         self.routes.resolver.run_on(control.clone());
         let control = self.control.get_or_init(|| control);
         self.board.orders.apply(&self.routes);
+        self.name_upstreams();
         if let Some(worker) = self.workers.first() {
             for upstream in self.routes.upstreams() {
                 let (journal, alerts) = (Arc::clone(&self.journal), self.alerts.clone());
@@ -319,6 +320,12 @@ impl Shared {
     }
 
     /// Tells the guards of all upstreams who asks our own questions.
+    /// Incidents may be about these, and no others.
+    fn name_upstreams(&self) {
+        let names = self.routes.upstreams().into_iter().map(|upstream| Box::from(&*upstream.name));
+        self.alerts.set_upstreams(names);
+    }
+
     fn introduce(&self) {
         let config = self.config.load();
         let secrets = self.secrets.load();
@@ -409,6 +416,7 @@ impl Shared {
             }
         });
         self.routes.replace(upstreams.collect(), Policy::of(config));
+        self.name_upstreams();
         if self.config.load().cluster.upstreams != config.cluster.upstreams {
             tracing::info!("upstreams replaced");
             if let Some(control) = self.control.get() {

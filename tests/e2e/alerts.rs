@@ -399,7 +399,7 @@ async fn a_pause_of_the_whole_process_is_no_stall() {
     });
     let mut proxy = breakable(&settings).start().await;
 
-    proxy.signal(Signal::STOP);
+    proxy.freeze();
     // Four times what would be a stall.
     tokio::time::sleep(Duration::from_secs(2)).await;
     proxy.signal(Signal::CONT);

@@ -46,6 +46,8 @@ mod idle;
 mod import;
 /// Each way in which writes hang is one incident, told once and ended once.
 mod incident;
+/// Sessions and backends part, and neither keeps what was not so.
+mod leaving;
 /// Memory is bounded, whatever passes through.
 mod memory;
 /// Every figure that was promised is on the page.

@@ -13,6 +13,7 @@ const PROMISED: &[(&str, (&str, &str), f64)] = &[
     ("tidegate_sessions", ("", ""), 1.0),
     ("tidegate_pool_backends", ("state", "idle"), 0.0),
     ("tidegate_pool_waiting", ("database", "postgres"), 0.0),
+    ("tidegate_pool_lane_in_flight", ("lane", "read"), 0.0),
     ("tidegate_lane_in_flight", ("lane", "write"), 0.0),
     ("tidegate_lane_queued", ("lane", "read"), 0.0),
     ("tidegate_queue_wait_seconds_count", ("lane", "read"), 0.0),

@@ -6,9 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate_tests::{
-    BackendKey, Frames, Incoming, Replies, ScriptedApp, ScriptedBackend, ScriptedServer, fresh_database,
-    wait_for, wait_until, within,
+    BackendKey, Frames, Incoming, Message, Proxy, ProxyOptions, Replies, ScriptedApp, ScriptedBackend,
+    ScriptedServer, Signal, fresh_database, wait_for, wait_until, within,
 };
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::rig::{
@@ -150,21 +151,25 @@ async fn slow_login(mut backend: ScriptedBackend, now: &AtomicUsize, most: &Atom
     now.fetch_sub(1, Ordering::SeqCst);
     backend.welcome(&BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }).await;
     while let Some(message) = backend.next().await {
-        let silent = Replies::new();
-        let replies = match message.tag {
-            b'Q' if message.body.starts_with(b"SELECT 5") => {
-                tokio::time::sleep(Duration::from_millis(300)).await;
-                silent.one_value("5")
-            }
-            b'Q' => silent.complete("SET").ready('I'),
-            b'S' => silent.ready('I'),
-            b'P' => silent.message(b'1', &[]),
-            b'B' => silent.message(b'2', &[]),
-            b'D' => silent.message(b'n', &[]),
-            b'E' => silent.complete("SET"),
-            _ => silent,
-        };
-        backend.send(replies).await;
+        if message.body.starts_with(b"SELECT 5") {
+            tokio::time::sleep(Duration::from_millis(300)).await;
+        }
+        backend.send(answer_to(&message)).await;
+    }
+}
+
+/// What a fake server says that takes everything.
+fn answer_to(message: &Message) -> Replies {
+    let silent = Replies::new();
+    match message.tag {
+        b'Q' if message.body.starts_with(b"SELECT 5") => silent.one_value("5"),
+        b'Q' => silent.complete("SET").ready('I'),
+        b'S' => silent.ready('I'),
+        b'P' => silent.message(b'1', &[]),
+        b'B' => silent.message(b'2', &[]),
+        b'D' => silent.message(b'n', &[]),
+        b'E' => silent.complete("SET"),
+        _ => silent,
     }
 }
 
@@ -516,4 +521,103 @@ async fn a_session_that_leaves_before_its_rows_are_read_frees_its_backend() {
         next.query("SELECT 1").await.error().is_none().then_some(())
     })
     .await;
+}
+
+/// The only backend of a pool, in the middle of its last statement; somebody waits for it.
+struct LastWords {
+    proxy: Proxy,
+    server: ScriptedServer,
+    backend: ScriptedBackend,
+    app: ScriptedApp,
+    waiting: ScriptedApp,
+    /// Since when.
+    since: Instant,
+}
+
+/// What a fake server does with the session that comes after the one that ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    Served,
+    /// Its login takes for ever.
+    Hangs,
+}
+
+impl LastWords {
+    async fn start(options: ProxyOptions, next: Next) -> Self {
+        let mut server = ScriptedServer::start().await;
+        let (hand, mut handed) = mpsc::channel(1);
+        let logins = Arc::new(AtomicUsize::new(0));
+        server.serve(move |incoming| {
+            let (hand, logins) = (hand.clone(), Arc::clone(&logins));
+            async move {
+                let Incoming::Session(backend) = incoming else { return };
+                // Control connections are in another database.
+                let ours = backend.parameter("database") == Some("shop");
+                if ours && logins.fetch_add(1, Ordering::SeqCst) > 0 && next == Next::Hangs {
+                    return backend.go_silent().await;
+                }
+                answer_until_the_last(backend, hand).await;
+            }
+        });
+        let proxy = options.upstream(&server.url()).start().await;
+        let (mut app, _) = ScriptedApp::session(proxy.address(), "postgres", "shop").await;
+        let (mut waiting, _) = ScriptedApp::session(proxy.address(), "postgres", "shop").await;
+        app.send(Frames::new().query("SELECT 'last'")).await;
+        let backend = within(SOON, "the last statement", handed.recv()).await.unwrap();
+        let since = Instant::now();
+        waiting.send(Frames::new().query("SELECT 5")).await;
+        waiting.expect_silence(Duration::from_millis(200)).await;
+        Self { proxy, server, backend, app, waiting, since }
+    }
+
+    /// The last answer, and the end of its connection: in one look of the sidecar.
+    async fn end(mut self) -> (Proxy, ScriptedServer, ScriptedApp) {
+        self.proxy.freeze();
+        self.backend.send(Replies::new().one_value("last")).await;
+        drop(self.backend);
+        self.proxy.signal(Signal::CONT);
+        assert_eq!(self.app.reply().await.value().as_deref(), Some("last"));
+        (self.proxy, self.server, self.waiting)
+    }
+}
+
+async fn answer_until_the_last(mut backend: ScriptedBackend, hand: mpsc::Sender<ScriptedBackend>) {
+    backend.welcome(&BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }).await;
+    while let Some(message) = backend.next().await {
+        if message.body.starts_with(b"SELECT 'last'") {
+            return hand.send(backend).await.unwrap();
+        }
+        backend.send(answer_to(&message)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_gets_no_backend_that_has_ended() {
+    // A server that is told to end its sessions does so between two statements. The backend comes back as good, goes
+    // straight to whoever waits, and the statement is lost with it.
+    let last = LastWords::start(pool_of(1), Next::Served).await;
+
+    let (_proxy, _server, mut waiting) = last.end().await;
+
+    let reply = waiting.reply().await;
+    assert_eq!(reply.error(), None);
+    assert_eq!(reply.value().as_deref(), Some("5"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_waits_for_another_backend_waits_no_longer_in_all() {
+    // Who has to ask again for a backend that had ended joins a queue, and would wait there for the whole time again.
+    const QUEUE: Duration = Duration::from_secs(3);
+    let config = format!("[pool]\nsize = 1\n{}", PATIENT.replace("queue = \"15s\"", "queue = \"3s\""));
+    let last = LastWords::start(sidecar(&config), Next::Hangs).await;
+    let since = last.since;
+    tokio::time::sleep(QUEUE * 2 / 3).await;
+
+    let (_proxy, _server, mut waiting) = last.end().await;
+    let refused = waiting.reply().await;
+    let waited = since.elapsed();
+
+    let error = refused.error().expect("an error");
+    assert_eq!((error.code(), error.detail_of("reason")), ("53300", Some("queue_timeout")), "{error:?}");
+    assert!((QUEUE * 9 / 10..QUEUE * 4 / 3).contains(&waited), "{waited:?}");
 }

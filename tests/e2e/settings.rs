@@ -1,8 +1,13 @@
 //! Settings belong to their session: they follow it to any backend, and no other session sees them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tidegate_tests::{Frames, ProxyOptions, Reply, ScriptedApp, wait_for};
+use tidegate_chaos::cluster::Node;
+use tidegate_tests::{
+    BackendKey, Frames, Incoming, Message, Proxy, ProxyOptions, Replies, Reply, ScriptedApp, ScriptedServer,
+    Signal, wait_for,
+};
+use tokio::task::block_in_place;
 
 use crate::rig::{Rig, SOON, own_postgres, pool_of, run, session_pool_of, value};
 
@@ -417,4 +422,167 @@ async fn a_new_backend_gets_the_sessions_settings() {
     .await;
 
     assert_eq!(show(&mut app, "work_mem").await, "7MB");
+}
+
+/// An application whose next backend has other settings than it wants, and does not answer.
+struct BeforeFrozen {
+    node: Node,
+    proxy: Proxy,
+    app: ScriptedApp,
+    key: BackendKey,
+    /// Keeps the backend that is left; it runs a transaction.
+    holder: ScriptedApp,
+    /// The process of the frozen one.
+    process: u32,
+}
+
+/// The longest that a backend may take to be brought to other settings.
+const SETTINGS_WITHIN: Duration = Duration::from_secs(1);
+
+impl BeforeFrozen {
+    async fn start() -> Self {
+        let node = block_in_place(|| own_postgres(&[]));
+        let proxy = pool_of(2).upstream(&node.url()).start().await;
+        let login = async || ScriptedApp::session(proxy.address(), "postgres", "postgres").await;
+        let ((mut app, greeting), mut other, mut holder) = (login().await, login().await.0, login().await.0);
+        run(&mut app, "SET work_mem = '7MB'").await;
+        run(&mut other, "BEGIN").await;
+        let process = value(&mut other, "SELECT pg_backend_pid()").await.parse().unwrap();
+        run(&mut holder, "BEGIN").await;
+        run(&mut holder, "SELECT 1").await;
+        run(&mut other, "COMMIT").await;
+        block_in_place(|| node.signal(process, Signal::STOP)).unwrap();
+        Self { node, proxy, app, key: greeting.key, holder, process }
+    }
+
+    fn thaw(&self) {
+        block_in_place(|| self.node.signal(self.process, Signal::CONT)).unwrap();
+    }
+}
+
+/// Nothing may be in flight to the server any more.
+async fn wait_nothing_runs(proxy: &Proxy) {
+    let oldest = async || proxy.metrics().await.get("tidegate_lane_oldest_in_flight_seconds", &[]);
+    wait_for(SOON, "nothing runs", async || (oldest().await == Some(0.0)).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backend_that_takes_no_settings_is_left_and_forgotten() {
+    // What had begun on it and never ends is stuck for ever in the eyes of the breaker, which suspects the lane for it.
+    let mut frozen = BeforeFrozen::start().await;
+
+    let refused = frozen.app.query("SELECT 1").await;
+    run(&mut frozen.holder, "COMMIT").await;
+    assert_eq!(show(&mut frozen.app, "work_mem").await, "7MB");
+
+    let error = refused.error().expect("an error");
+    assert_eq!((error.severity(), error.code()), ("ERROR", "40000"), "{error:?}");
+    assert_eq!(error.detail_of("outcome"), Some("not_sent"), "{error:?}");
+    wait_nothing_runs(&frozen.proxy).await;
+    frozen.thaw();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wait_for_settings_ends_at_the_deadline() {
+    // An exchange with a near deadline would be answered when our own question has had all of its time.
+    let mut frozen = BeforeFrozen::start().await;
+    run(&mut frozen.app, "SET tidegate.deadline_ms = 200").await;
+    let start = Instant::now();
+
+    let refused = frozen.app.query("SELECT 1").await;
+    let took = start.elapsed();
+
+    let error = refused.error().expect("an error");
+    assert_eq!((error.severity(), error.code()), ("ERROR", "53300"), "{error:?}");
+    assert_eq!(error.detail_of("reason"), Some("deadline"), "{error:?}");
+    assert_eq!(error.detail_of("outcome"), Some("not_sent"), "{error:?}");
+    assert!((Duration::from_millis(150)..SETTINGS_WITHIN).contains(&took), "{took:?}");
+    wait_nothing_runs(&frozen.proxy).await;
+    frozen.thaw();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wait_for_settings_can_be_cancelled() {
+    // Nothing of the statement is at the server yet, so nobody but us can obey.
+    let mut frozen = BeforeFrozen::start().await;
+    let start = Instant::now();
+    frozen.app.send(Frames::new().query("SELECT 1")).await;
+    frozen.app.expect_silence(Duration::from_millis(100)).await;
+
+    ScriptedApp::cancel(frozen.proxy.address(), &frozen.key).await;
+    let refused = frozen.app.reply().await;
+    let took = start.elapsed();
+
+    let error = refused.error().expect("an error");
+    assert_eq!((error.code(), error.detail_of("reason")), ("57014", Some("cancelled")), "{error:?}");
+    assert_eq!(error.detail_of("outcome"), Some("not_sent"), "{error:?}");
+    assert!(took < SETTINGS_WITHIN, "{took:?}");
+    wait_nothing_runs(&frozen.proxy).await;
+    frozen.thaw();
+}
+
+#[tokio::test]
+async fn a_setting_that_is_refused_later_ends_its_session_and_nothing_else() {
+    // The backend is as good as before; what had begun on it has to end, or it is stuck in the eyes of the breaker.
+    let (rig, mut app, mut other) = two_on_one().await;
+    let role = format!("gone_from_{}", rig.database);
+    rig.sql(&format!("CREATE ROLE {role}"));
+    run(&mut app, &format!("SET ROLE {role}")).await;
+    let process = value(&mut other, "SELECT pg_backend_pid()").await;
+    rig.sql(&format!("DROP ROLE {role}"));
+
+    app.send(Frames::new().query("SELECT 1")).await;
+    let end = app.expect_end().await;
+
+    let error = end.last().and_then(Message::problem).expect("an error");
+    assert_eq!((error.severity(), error.detail_of("outcome")), ("FATAL", Some("not_sent")), "{error:?}");
+    wait_nothing_runs(rig.proxy()).await;
+    assert_eq!(value(&mut other, "SELECT pg_backend_pid()").await, process);
+}
+
+/// A fake server that takes everything, and leaves when it is asked for what was set.
+async fn leave_at_read_back(incoming: Incoming) {
+    let Incoming::Session(mut backend) = incoming else { return };
+    backend.welcome(&BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }).await;
+    while let Some(message) = backend.next().await {
+        let sql = String::from_utf8_lossy(&message.body);
+        if sql.contains("current_setting") && sql.contains("VALUES") {
+            return;
+        }
+        let replies = match message.tag {
+            b'Q' if sql.starts_with("BEGIN") => {
+                Replies::new().complete("BEGIN").complete("SET").complete("COMMIT").ready('I')
+            }
+            b'Q' => Replies::new().complete("SET").ready('I'),
+            _ => Replies::new(),
+        };
+        backend.send(replies).await;
+    }
+}
+
+async fn is_lost_behind_a_commit(options: ProxyOptions) {
+    let mut server = ScriptedServer::start().await;
+    server.serve(leave_at_read_back);
+    let proxy = options.upstream(&server.url()).start().await;
+    let (mut app, _) = ScriptedApp::session(proxy.address(), "postgres", "shop").await;
+
+    let committed = run(&mut app, "BEGIN; SET work_mem = '7MB'; COMMIT").await;
+    let end = app.expect_end().await;
+
+    assert_eq!(committed.commands().last().map(String::as_str), Some("COMMIT"));
+    let error = end.last().and_then(Message::problem).expect("an error");
+    assert_eq!((error.severity(), error.code()), ("FATAL", "08006"), "{error:?}");
+    assert_eq!((error.detail_of("reason"), error.detail_of("outcome")), (Some("session_lost"), None));
+}
+
+#[tokio::test]
+async fn a_backend_lost_at_the_read_back_does_not_undo_the_commit() {
+    // An application that is told of a rollback runs the transaction again, and does it twice.
+    is_lost_behind_a_commit(pool_of(1)).await;
+}
+
+#[tokio::test]
+async fn a_backend_lost_at_the_read_back_does_not_undo_the_commit_in_session_mode() {
+    // There the session keeps its backend, and settles at each end of a transaction: by another path.
+    is_lost_behind_a_commit(session_pool_of(1)).await;
 }

@@ -218,6 +218,24 @@ impl Proxy {
         rustix::process::kill_process(pid, signal).expect("a running process");
     }
 
+    /// Stops it where it stands. SIGSTOP returns while threads still run; this waits until none does.
+    pub fn freeze(&self) {
+        self.signal(Signal::STOP);
+        let patient_until = Instant::now() + PATIENCE;
+        while !self.is_frozen() {
+            assert!(Instant::now() < patient_until, "the threads do not stop");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Whether all of its threads are stopped: proc(5), `stat`, the state behind the name in parentheses.
+    fn is_frozen(&self) -> bool {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", self.pid)).expect("a running process");
+        let mut stats =
+            threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+        stats.all(|stat| stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T')))
+    }
+
     /// Waits for its end.
     pub async fn wait_exit(&mut self, limit: Duration) -> ExitStatus {
         within(limit, "the end of the process", self.child.wait()).await.expect("a child of ours")

@@ -51,6 +51,32 @@ async fn a_returned_item_goes_to_the_waiter_and_not_to_a_newcomer() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn items_put_back_unused_keep_their_order_and_are_lent_last() {
+    // Whoever looks at idle items would make the coldest the next to be lent, so that none of them ever gets old.
+    let handoff = stocked(&[5], 4);
+    let unused = handoff.take_idle(|item| *item < 3);
+    handoff.put(4);
+
+    handoff.put_unused(unused);
+
+    let lent: Vec<_> = (0..5).map(|_| take(&handoff, READ)).collect();
+    assert_eq!(lent.iter().map(|lease| **lease).collect::<Vec<_>>(), [4, 3, 2, 1, 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_item_put_back_unused_goes_to_the_waiter() {
+    // The waiter came while the item was looked at: it would wait beside an idle item.
+    let handoff = stocked(&[1], 1);
+    let unused = handoff.take_idle(|_| true);
+    let mut waiter = handoff.checkout(READ, Ask::default());
+    assert!(poll(&mut waiter).is_pending());
+
+    handoff.put_unused(unused);
+
+    assert!(poll(&mut waiter).is_ready());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_waiter_dropped_after_the_hand_over_passes_the_item_on() {
     // The item would be in nobody's hands: lost, with its permit.
     let handoff = stocked(&[1], 1);

@@ -164,6 +164,12 @@ impl Alerts {
         self.0.change(|outbox| outbox.set_receivers(receivers));
     }
 
+    /// The servers that are asked from now on, by name. Incidents about others are over, and there are no new ones.
+    pub fn set_upstreams(&self, names: impl IntoIterator<Item = Box<str>>) {
+        let names = names.into_iter().collect();
+        self.0.change(|outbox| outbox.set_upstreams(names, Timestamp::now(), Instant::now()));
+    }
+
     /// Incidents that are open.
     pub fn open(&self) -> Vec<Incident> {
         self.0.outbox().open()

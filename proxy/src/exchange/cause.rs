@@ -49,6 +49,11 @@ impl Cause {
         Self::Forced,
     ];
 
+    /// Whether it stops whatever a server is asked, and not one kind of it.
+    pub const fn is_of_server(self) -> bool {
+        matches!(self, Self::Frozen | Self::Unreachable | Self::Auth | Self::Overload)
+    }
+
     /// The word that stands in DETAIL, labels and files.
     pub const fn word(self) -> &'static str {
         match self {

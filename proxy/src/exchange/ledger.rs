@@ -130,6 +130,19 @@ impl Owed {
         matches!(self, Self::Sync | Self::TokenSync)
     }
 
+    /// Whether a statement with a name is there, or is not, depending on whether the server gets to it.
+    pub fn changes_statements(&self) -> bool {
+        matches!(
+            self,
+            Self::Parse(Parsed::Named(..) | Parsed::Untracked)
+                | Self::ParseTaken(_)
+                | Self::InjectedParse(Some(_))
+                | Self::InjectedClose(Some(_))
+                | Self::Close
+                | Self::TokenParse(_)
+        )
+    }
+
     /// Whether its answer ends in `ReadyForQuery`, whoever gives it.
     pub fn ends_with_ready(&self) -> bool {
         matches!(

@@ -5,6 +5,7 @@
 //! watchers that [`Guard::new`] returns.
 
 pub mod hot;
+mod pager;
 mod reports;
 mod senses;
 pub mod slots;
@@ -14,7 +15,7 @@ pub mod zombies;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::{ArcSwap, ArcSwapOption};
@@ -83,6 +84,8 @@ pub struct Guard {
     /// When an application's write committed last, on the clock.
     wrote_ms: AtomicU64,
     reporters: OnceLock<Reporters>,
+    /// Only the control thread's.
+    paging: Mutex<reports::Paging>,
 }
 
 /// Who is told of what happens to a lane.
@@ -215,6 +218,7 @@ impl Guard {
             trips: Default::default(),
             wrote_ms: AtomicU64::new(0),
             reporters: OnceLock::new(),
+            paging: Mutex::default(),
         };
         (guard, watchers)
     }
@@ -365,6 +369,10 @@ impl Guard {
     pub fn report_to(&self, reporters: Reporters) {
         // The first ones stay.
         let _ = self.reporters.set(reporters);
+    }
+
+    fn paging(&self) -> MutexGuard<'_, reports::Paging> {
+        self.paging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How often the breaker of a lane has opened.

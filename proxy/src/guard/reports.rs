@@ -8,7 +8,8 @@ use tidegate_layers::breaker::{Change, Counts, Evidence, Phase, ProbeOutcome, Sc
 use tokio::time::Instant;
 
 use super::Reporters;
-use crate::alerts::{Alert, Health, Key};
+use super::pager::{Extent, Pager};
+use crate::alerts::{Alert, Alerts, Health, Key};
 use crate::exchange::{Cause, Diagnosis};
 use crate::journal::{Decision, Kind, Recorded, Subject};
 use crate::pool::Upstream;
@@ -34,21 +35,51 @@ pub(super) fn record(
     reporters.journal.record(if cause == Cause::Unknown { decision } else { decision.cause(cause) })
 }
 
-/// Opens an incident when a lane is refused, and ends it when the lane is as before.
-pub(super) fn page(reporters: &Reporters, upstream: &str, lane: Lane, change: &Change<Arc<Diagnosis>>) {
+/// Opens an incident when a lane is refused, and ends it when the lanes are as before.
+pub(super) fn page(reporters: &Reporters, upstream: &Upstream, lane: Lane, change: &Change<Arc<Diagnosis>>) {
     let (cause, seen) = cause_of(change);
     match change.to {
         // While the cause is being looked for the page waits for it: the change that brings it comes within a
         // second.
         Phase::Open if cause != Cause::Unknown || change.from == Phase::Open => {
-            reporters.alerts.fire(alert(upstream, lane, cause, seen));
+            refused(reporters, upstream, lane, cause, seen);
         }
-        Phase::ForcedOpen => reporters.alerts.fire(alert(upstream, lane, Cause::Forced, seen)),
-        Phase::HalfOpen => reporters.alerts.fire(alert(upstream, lane, cause, seen)),
+        Phase::ForcedOpen => refused(reporters, upstream, lane, Cause::Forced, seen),
+        Phase::HalfOpen => refused(reporters, upstream, lane, cause, seen),
         Phase::Closed | Phase::ForcedClosed if change.from != Phase::Suspect => {
-            reporters.alerts.resolve(&key(upstream, lane));
+            let over = upstream.guard.paging().pager.served(lane);
+            over.for_each(|lane| reporters.alerts.resolve(&key(&upstream.name, lane)));
         }
         Phase::Open | Phase::Closed | Phase::ForcedClosed | Phase::Suspect | Phase::Ramp { .. } => {}
+    }
+}
+
+fn refused(reporters: &Reporters, upstream: &Upstream, lane: Lane, cause: Cause, seen: &str) {
+    let extent = if cause.is_of_server() { Extent::Server } else { Extent::Lane };
+    let alert = alert(&upstream.name, lane, cause, seen);
+    let mut paging = upstream.guard.paging();
+    if paging.pager.refused(lane, extent, Instant::now()) {
+        reporters.alerts.fire(alert);
+    } else {
+        paging.waits = Some(alert);
+    }
+}
+
+/// When somebody is paged, and with what if not at once.
+#[derive(Debug, Default)]
+pub(super) struct Paging {
+    pager: Pager,
+    waits: Option<Alert>,
+}
+
+impl Paging {
+    /// Pages for what has waited long enough.
+    fn follow(&mut self, alerts: &Alerts) {
+        if self.pager.is_due(Instant::now())
+            && let Some(alert) = self.waits.take()
+        {
+            alerts.fire(alert);
+        }
     }
 }
 
@@ -111,6 +142,7 @@ impl Follower {
     pub(super) fn follow(&mut self, upstream: &Upstream) {
         let guard = &upstream.guard;
         let Some(reporters) = guard.reporters.get() else { return };
+        guard.paging().follow(&reporters.alerts);
         let wrote_ms = guard.wrote_ms.load(Ordering::Relaxed);
         let probed = guard.write_probe.pulse().last_good().map(|good| good.at);
         if wrote_ms != self.wrote_ms || probed != self.probed {

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::reports;
-use crate::exchange::{Cause, Diagnosis};
+use crate::exchange::Diagnosis;
 use crate::pool::Upstream;
 use crate::probe::{Diagnoser, ReadProbe, WriteProbe};
 use crate::sql::Lane;
@@ -66,9 +66,7 @@ impl Diagnose<Arc<Diagnosis>> for Examiner {
         }
         let found = self.diagnoser.diagnose().await?;
         // What one lane waits for says nothing about the other.
-        let of_all =
-            matches!(found.cause, Cause::Frozen | Cause::Unreachable | Cause::Auth | Cause::Overload);
-        *finding = of_all.then(|| (Instant::now(), Arc::clone(&found)));
+        *finding = found.cause.is_of_server().then(|| (Instant::now(), Arc::clone(&found)));
         Some(found)
     }
 }
@@ -109,7 +107,7 @@ impl Events<Arc<Diagnosis>> for Announcer {
         );
         upstream.guard.changed(self.lane, change);
         if let Some(reporters) = upstream.guard.reporters.get() {
-            reports::page(reporters, &upstream.name, self.lane, change);
+            reports::page(reporters, &upstream, self.lane, change);
         }
         for pool in upstream.pools() {
             pool.obey(self.lane, change.to);

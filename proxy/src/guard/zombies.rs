@@ -52,6 +52,8 @@ impl Drop for Zombie {
 #[derive(Debug, Default)]
 pub struct Zombies {
     closed: Mutex<Vec<Zombie>>,
+    /// How many of them there are in each lane, for those who only look.
+    counts: [AtomicUsize; Lane::ALL.len()],
     left: AtomicUsize,
 }
 
@@ -77,6 +79,7 @@ impl Drop for LeftAlone {
 impl Zombies {
     /// Takes one in.
     pub fn push(&self, zombie: Zombie) {
+        self.counts[zombie.lane.index()].fetch_add(1, Ordering::Relaxed);
         self.lock().push(zombie);
     }
 
@@ -100,7 +103,7 @@ impl Zombies {
 
     /// How many there are in a lane whose connections are closed.
     pub fn count(&self, lane: Lane) -> usize {
-        self.lock().iter().filter(|zombie| zombie.lane == lane).count()
+        self.counts[lane.index()].load(Ordering::Relaxed)
     }
 
     /// Frees those that the server was `asked` about and that are not among the `alive`, and those of which nothing was
@@ -117,6 +120,9 @@ impl Zombies {
         };
         let gone: Vec<Zombie> = zombies.extract_if(.., is_gone).collect();
         drop(zombies);
+        for zombie in &gone {
+            self.counts[zombie.lane.index()].fetch_sub(1, Ordering::Relaxed);
+        }
         // Not under the lock: each takes locks of its pool.
         drop(gone);
     }

@@ -5,7 +5,8 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tidegate_layers::shed::Checkout;
+use tidegate_layers::shed::{Ask, Checkout};
+use tokio::time::Instant;
 
 use super::{Lease, Pool};
 use crate::backend::Backend;
@@ -16,10 +17,7 @@ use crate::sql::Lane;
 /// backend that was granted in that very moment goes to whoever is next.
 #[derive(Debug)]
 #[must_use]
-pub struct Acquire {
-    state: State,
-    worker: usize,
-}
+pub struct Acquire(State);
 
 #[derive(Debug)]
 enum State {
@@ -34,6 +32,10 @@ struct Wait {
     checkout: Checkout<Box<Backend>>,
     pool: Arc<Pool>,
     lane: Lane,
+    ask: Ask,
+    /// When it has waited for as long as it may, its deadline aside.
+    until: Instant,
+    worker: usize,
     /// Whether it has been in the queue when the pool looked whether it needs more backends.
     counted: Counted,
 }
@@ -46,49 +48,51 @@ enum Counted {
 
 impl Acquire {
     pub(super) fn ready(lease: Lease) -> Self {
-        let worker = lease.worker;
-        Self { state: State::Ready(lease), worker }
+        Self(State::Ready(lease))
     }
 
     /// Of a checkout that was refused before it began.
     pub fn refused(refusal: Refusal) -> Self {
-        Self { state: State::Refused(refusal), worker: 0 }
+        Self(State::Refused(refusal))
     }
 
-    pub(super) fn waiting(
-        checkout: Checkout<Box<Backend>>,
-        pool: Arc<Pool>,
-        lane: Lane,
-        worker: usize,
-    ) -> Self {
-        Self { state: State::Waiting(Wait { checkout, pool, lane, counted: Counted::No }), worker }
-    }
-
-    /// A backend that is registered with another worker's runtime moves here.
-    fn move_in(&self, mut lease: Lease) -> Result<Lease, Refusal> {
-        match lease.move_to(self.worker) {
-            Ok(()) => Ok(lease),
-            Err(error) => Err(Refusal::NoUpstream {
-                cause: Arc::new(error.into()),
-                retry_after: std::time::Duration::from_millis(100),
-            }),
-        }
+    pub(super) fn waiting(pool: Arc<Pool>, lane: Lane, ask: Ask, worker: usize) -> Self {
+        let wait_max = ask.wait_max.unwrap_or_else(|| pool.upstream.limits().queue_timeout);
+        let until = Instant::now() + wait_max;
+        let checkout = pool.backends.checkout(lane.index(), ask);
+        Self(State::Waiting(Wait { checkout, pool, lane, ask, until, worker, counted: Counted::No }))
     }
 }
 
 impl Wait {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Lease, Refusal>> {
-        match Pin::new(&mut self.checkout).poll(cx) {
-            Poll::Ready(Ok(lease)) => Poll::Ready(Ok(Lease::new(lease, Arc::clone(&self.pool)))),
-            Poll::Ready(Err(refused)) => Poll::Ready(Err(self.pool.refusal(self.lane, refused))),
-            Poll::Pending => {
-                if self.counted == Counted::No {
-                    self.counted = Counted::Yes;
-                    self.pool.open_as_needed();
+        loop {
+            match Pin::new(&mut self.checkout).poll(cx) {
+                Poll::Ready(Ok(granted)) => match self.pool.vet(granted, self.worker) {
+                    Some(lease) => return Poll::Ready(Ok(lease)),
+                    // Each turn takes a backend out of the pool, so this ends.
+                    None => self.ask_again(),
+                },
+                Poll::Ready(Err(refused)) => {
+                    return Poll::Ready(Err(self.pool.refusal(self.lane, refused)));
                 }
-                Poll::Pending
+                Poll::Pending => {
+                    if self.counted == Counted::No {
+                        self.counted = Counted::Yes;
+                        self.pool.open_as_needed();
+                    }
+                    return Poll::Pending;
+                }
             }
         }
+    }
+
+    /// What was granted was unfit: waits on, not longer than it would have waited anyway.
+    #[cold]
+    fn ask_again(&mut self) {
+        self.ask.wait_max = Some(self.until.saturating_duration_since(Instant::now()));
+        self.checkout = self.pool.backends.checkout(self.lane.index(), self.ask);
+        self.counted = Counted::No;
     }
 }
 
@@ -97,26 +101,24 @@ impl Future for Acquire {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let lease = match std::mem::replace(&mut self.state, State::Done) {
-            State::Ready(lease) => lease,
-            State::Refused(refusal) => return Poll::Ready(Err(refusal)),
-            State::Waiting(mut wait) => match wait.poll(cx) {
-                Poll::Ready(Ok(lease)) => lease,
-                Poll::Ready(Err(refusal)) => return Poll::Ready(Err(refusal)),
-                Poll::Pending => {
-                    self.state = State::Waiting(wait);
-                    return Poll::Pending;
+        match std::mem::replace(&mut self.0, State::Done) {
+            State::Ready(lease) => Poll::Ready(Ok(lease)),
+            State::Refused(refusal) => Poll::Ready(Err(refusal)),
+            State::Waiting(mut wait) => {
+                let polled = wait.poll(cx);
+                if polled.is_pending() {
+                    self.0 = State::Waiting(wait);
                 }
-            },
-            State::Done => return Poll::Pending,
-        };
-        Poll::Ready(self.move_in(lease))
+                polled
+            }
+            State::Done => Poll::Pending,
+        }
     }
 }
 
 impl Drop for Acquire {
     fn drop(&mut self) {
-        if let State::Ready(lease) = std::mem::replace(&mut self.state, State::Done) {
+        if let State::Ready(lease) = std::mem::replace(&mut self.0, State::Done) {
             lease.give_back();
         }
     }

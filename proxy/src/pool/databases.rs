@@ -5,6 +5,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use arc_swap::ArcSwap;
+
 /// One database, as far as all upstreams have it in common.
 #[derive(Debug)]
 pub struct Database {
@@ -34,10 +36,13 @@ impl Database {
     }
 
     fn is_forgettable(self: &Arc<Self>) -> bool {
-        let used = Arc::strong_count(self) > 1 || self.is_paused() || self.is_disabled();
+        let used = Arc::strong_count(self) > LISTS || self.is_paused() || self.is_disabled();
         !used && self.traffic.figures() == Figures::default()
     }
 }
+
+/// References to a database that nobody uses: one by name, and one for those who only look.
+const LISTS: usize = 2;
 
 /// Counters since the start. Each is touched once per transaction.
 #[derive(Debug, Default)]
@@ -109,55 +114,61 @@ impl Traffic {
 
 /// All databases that anybody asked for.
 #[derive(Debug, Default)]
-pub struct Databases(Mutex<Known>);
-
-#[derive(Debug, Default)]
-struct Known {
-    by_name: HashMap<Box<str>, Arc<Database>>,
-    /// Databases that are asked for from now on are born paused.
-    all_paused: bool,
+pub struct Databases {
+    by_name: Mutex<ByName>,
+    /// The same by name, for those who only look: they take no lock that a login may hold.
+    listed: ArcSwap<Vec<Arc<Database>>>,
+    /// Databases that are asked for from now on are born paused. Changed under the lock.
+    all_paused: AtomicBool,
 }
+
+type ByName = HashMap<Box<str>, Arc<Database>>;
 
 /// That it is so already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unchanged;
 
 impl Databases {
-    fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, ByName> {
+        self.by_name.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn list(&self, known: &ByName) {
+        let mut all: Vec<_> = known.values().map(Arc::clone).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        self.listed.store(Arc::new(all));
     }
 
     /// The database of this name, made when it is first asked for.
     pub fn get(&self, name: &str) -> Arc<Database> {
         let mut known = self.lock();
-        if let Some(database) = known.by_name.get(name) {
+        if let Some(database) = known.get(name) {
             return Arc::clone(database);
         }
         let database = Arc::new(Database {
             name: name.into(),
-            paused: AtomicBool::new(known.all_paused),
+            paused: AtomicBool::new(self.are_paused()),
             disabled: AtomicBool::new(false),
             traffic: Traffic::default(),
         });
-        known.by_name.insert(name.into(), Arc::clone(&database));
+        known.insert(name.into(), Arc::clone(&database));
+        self.list(&known);
         database
     }
 
     /// The database of this name, if anybody asked for it before.
     pub fn find(&self, name: &str) -> Option<Arc<Database>> {
-        self.lock().by_name.get(name).map(Arc::clone)
+        self.lock().get(name).map(Arc::clone)
     }
 
-    /// All of them, by name.
+    /// All of them, by name. Takes no lock.
     pub fn all(&self) -> Vec<Arc<Database>> {
-        let mut all: Vec<_> = self.lock().by_name.values().map(Arc::clone).collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        all
+        self.listed.load().to_vec()
     }
 
     /// Whether an operator paused all of them.
     pub fn are_paused(&self) -> bool {
-        self.lock().all_paused
+        self.all_paused.load(Ordering::Relaxed)
     }
 
     /// Pauses one database, or all; pools have to be told afterwards.
@@ -166,9 +177,9 @@ impl Databases {
     /// When it is paused already.
     pub fn pause(&self, name: Option<&str>) -> Result<(), Unchanged> {
         let Some(name) = name else {
-            let mut known = self.lock();
-            let changed = !std::mem::replace(&mut known.all_paused, true);
-            known.by_name.values().for_each(|database| database.paused.store(true, Ordering::Relaxed));
+            let known = self.lock();
+            let changed = !self.all_paused.swap(true, Ordering::Relaxed);
+            known.values().for_each(|database| database.paused.store(true, Ordering::Relaxed));
             return changed.then_some(()).ok_or(Unchanged);
         };
         let was = self.get(name).paused.swap(true, Ordering::Relaxed);
@@ -180,12 +191,12 @@ impl Databases {
     /// # Errors
     /// When it is not paused.
     pub fn resume(&self, name: Option<&str>) -> Result<(), Unchanged> {
-        let mut known = self.lock();
+        let known = self.lock();
         let changed = if let Some(name) = name {
-            known.by_name.get(name).is_some_and(|database| database.paused.swap(false, Ordering::Relaxed))
+            known.get(name).is_some_and(|database| database.paused.swap(false, Ordering::Relaxed))
         } else {
-            let mut changed = std::mem::replace(&mut known.all_paused, false);
-            for database in known.by_name.values() {
+            let mut changed = self.all_paused.swap(false, Ordering::Relaxed);
+            for database in known.values() {
                 changed |= database.paused.swap(false, Ordering::Relaxed);
             }
             changed
@@ -196,7 +207,12 @@ impl Databases {
     /// Forgets databases that have no pool, no traffic, and nothing that an operator said about them: anybody
     /// may ask for a database that does not exist.
     pub(super) fn forget_unused(&self) {
-        self.lock().by_name.retain(|_, database| !database.is_forgettable());
+        let mut known = self.lock();
+        let before = known.len();
+        known.retain(|_, database| !database.is_forgettable());
+        if known.len() < before {
+            self.list(&known);
+        }
     }
 }
 

@@ -171,20 +171,33 @@ impl Pool {
         worker: usize,
     ) -> Result<Lease, Overloaded> {
         loop {
-            let mut lease =
+            let granted =
                 self.backends.try_checkout_by(lane.index(), ask, now, |backend| backend.worker == worker)?;
-            if lease.generation != self.generation.load(Ordering::Relaxed) {
-                if let Some(backend) = lease.discard() {
-                    self.retire(backend);
-                }
-            } else if is_fresh(&mut lease) && lease.move_to(worker).is_ok() {
-                return Ok(Lease::new(lease, Arc::clone(self)));
-            } else {
-                drop(lease.discard());
-                self.upstream.trouble();
-                self.lost();
+            if let Some(lease) = self.vet(granted, worker) {
+                return Ok(lease);
             }
         }
+    }
+
+    /// A backend as it was granted, ready for this worker. `None`: it was unfit, and is closed.
+    #[inline]
+    fn vet(
+        self: &Arc<Self>,
+        mut granted: tidegate_layers::shed::Lease<Box<Backend>>,
+        worker: usize,
+    ) -> Option<Lease> {
+        if granted.generation != self.generation.load(Ordering::Relaxed) {
+            if let Some(backend) = granted.discard() {
+                self.retire(backend);
+            }
+        } else if is_fresh(&mut granted) && granted.move_to(worker).is_ok() {
+            return Some(Lease::new(granted, Arc::clone(self)));
+        } else {
+            drop(granted.discard());
+            self.upstream.trouble();
+            self.lost();
+        }
+        None
     }
 
     #[cold]
@@ -192,7 +205,7 @@ impl Pool {
         if let Some(trouble) = self.hopeless() {
             return Acquire::refused(trouble);
         }
-        Acquire::waiting(self.backends.checkout(lane.index(), ask), Arc::clone(self), lane, worker)
+        Acquire::waiting(Arc::clone(self), lane, ask, worker)
     }
 
     /// What an application is told that the queue refused.
@@ -329,15 +342,13 @@ impl Pool {
 
     /// Finds backends that ended while they were idle.
     fn drop_dead(self: &Arc<Self>) {
-        let mut dead = 0;
         // Those in constant use are looked at when they are used.
-        for mut backend in self.backends.take_idle(|backend| clock::since(backend.idle_since_ms) >= UNUSED) {
-            if is_fresh(&mut backend) {
-                self.backends.put(backend);
-            } else {
-                dead += 1;
-            }
-        }
+        let mut looked_at = self.backends.take_idle(|backend| clock::since(backend.idle_since_ms) >= UNUSED);
+        let taken = looked_at.len();
+        looked_at.retain_mut(|backend| is_fresh(backend));
+        let dead = taken - looked_at.len();
+        // To look is not to use: as the last used they would be the next to be used, and none would ever get old.
+        self.backends.put_unused(looked_at);
         if dead > 0 {
             self.upstream.trouble();
         }
@@ -448,4 +459,94 @@ fn is_harmless(mut bytes: &[u8]) -> bool {
         }
     }
     bytes.is_empty()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use tidegate_tests::wait_until;
+    use tokio::net::UnixStream;
+
+    use super::*;
+    use crate::auth::scram::KeyCache;
+    use crate::backend::cancel::Peer;
+    use crate::backend::{Connector, Prepared, Settings};
+    use crate::config::{Config, Password, Sources, SslMode, UpstreamAddress};
+    use crate::io::{Socket, Stream};
+    use crate::wire::TransactionStatus;
+
+    const SOON: Duration = Duration::from_secs(10);
+    const ANYWHERE: usize = 0;
+
+    /// A pool of a server that is not there.
+    fn pool() -> Arc<Pool> {
+        let sources =
+            Sources { upstreams: vec![Password::new("127.0.0.1:1".to_owned())], ..Sources::default() };
+        let limits = Limits::of(&Config::load(&sources).unwrap());
+        let address = UpstreamAddress::Tcp { host: "127.0.0.1".to_owned(), port: 1 };
+        let keys = Arc::new(KeyCache::new(1).unwrap());
+        let connector = Connector { address, ssl_mode: SslMode::Disable, tls: None, keys };
+        let key = PoolKey { database: "d".into(), user: "u".into(), replication: None };
+        Upstream::new(connector, &limits, &Arc::default(), &Arc::default()).pool(key)
+    }
+
+    /// Puts a backend into the pool that was idle since the process started; gives the server's end of it.
+    fn put(pool: &Arc<Pool>, process_id: u32) -> UnixStream {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        assert!(pool.upstream.reserve(pool, pool.open.fetch_add(1, Ordering::Relaxed)));
+        pool.backends.put(Box::new(Backend {
+            stream: Stream::Plain(Socket::Unix(ours)),
+            worker: ANYWHERE,
+            cancel_target: CancelTarget::new(Peer::Unix("/nowhere".into()), None, process_id, Vec::new()),
+            prepared: Prepared::default(),
+            unnamed: None,
+            applied: Settings::none(),
+            reported: BTreeMap::new(),
+            knows_tokens: false,
+            status: TransactionStatus::Idle,
+            retire_at_ms: u64::MAX,
+            idle_since_ms: 0,
+            generation: 0,
+            slot: None,
+        }));
+        theirs
+    }
+
+    /// Lends a backend for a moment; gives its process id.
+    fn use_one(pool: &Arc<Pool>) -> u32 {
+        let lease = pool.acquire_at_once(Lane::Read, &Ask::default(), clock::now(), ANYWHERE).unwrap();
+        let process_id = lease.cancel_target.process_id;
+        lease.give_back();
+        process_id
+    }
+
+    fn idle(pool: &Pool) -> Vec<u32> {
+        pool.idle_backends().iter().map(|(target, _)| target.process_id).collect()
+    }
+
+    #[tokio::test]
+    async fn a_look_at_idle_backends_leaves_them_in_the_order_of_their_use() {
+        // Each of many idle ones would be used in turn, none of them for long enough idle to be closed.
+        let pool = pool();
+        let [_first, second, _third, _last] = [1, 2, 3, 4].map(|process_id| put(&pool, process_id));
+        let unused = || {
+            clock::tick();
+            clock::since(0) >= UNUSED
+        };
+        wait_until(SOON, "the idle backends are to be looked at", unused).await;
+        assert_eq!(use_one(&pool), 4);
+
+        pool.sweep_idle();
+        assert_eq!(idle(&pool), [1, 2, 3, 4]);
+        drop(second);
+        let swept = || {
+            pool.sweep_idle();
+            pool.state().idle == 3
+        };
+        wait_until(SOON, "the dead backend is gone", swept).await;
+
+        assert_eq!(idle(&pool), [1, 3, 4]);
+        assert_eq!((use_one(&pool), pool.state().leased), (4, 0));
+    }
 }

@@ -302,6 +302,15 @@ impl Routes {
         map.route(reach, &SessionView { now, last_write, turn }).cloned()
     }
 
+    /// Where an exchange of a session that just came would go first, for those who only look: it takes nobody's turn.
+    ///
+    /// # Errors
+    /// There is no such upstream now.
+    pub fn look(&self, reach: Reach) -> Result<Arc<Upstream>, WhyNot> {
+        let session = SessionView { now: Instant::now(), last_write: None, turn: 0 };
+        self.map.load().route(reach, &session).cloned()
+    }
+
     /// Whether an exchange may be sent to this upstream, which has served the session until now.
     #[inline]
     pub fn may_stay(&self, upstream: &Arc<Upstream>, reach: Reach) -> bool {

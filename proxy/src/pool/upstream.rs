@@ -169,10 +169,15 @@ pub struct Upstream {
     /// It was the primary, or is fenced: what was opened before must not be used any more.
     void: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
+    /// The same for those who only look: they take no lock that a session may hold.
+    listed: ArcSwap<Vec<Arc<Pool>>>,
     pub(super) functions: FunctionsByDatabase,
     starved: Mutex<VecDeque<Weak<Pool>>>,
     starved_len: AtomicUsize,
 }
+
+/// References to a pool that nobody uses: one by key, and one for those who only look.
+const LISTS: usize = 2;
 
 /// Tasks that nobody runs yet.
 struct Watchers(Vec<Watcher>);
@@ -215,6 +220,7 @@ impl Upstream {
                 hints: ArcSwapOption::empty(),
                 void: AtomicBool::new(false),
                 pools: Mutex::new(HashMap::new()),
+                listed: ArcSwap::default(),
                 functions: FunctionsByDatabase::default(),
                 starved: Mutex::new(VecDeque::new()),
                 starved_len: AtomicUsize::new(0),
@@ -348,20 +354,31 @@ impl Upstream {
         }
         let pool = Arc::new(Pool::new(key.clone(), Arc::clone(self)));
         pools.insert(key, Arc::clone(&pool));
+        self.list(&pools);
         pool
     }
 
-    /// All pools.
+    fn list(&self, pools: &HashMap<PoolKey, Arc<Pool>>) {
+        self.listed.store(Arc::new(pools.values().map(Arc::clone).collect()));
+    }
+
+    /// All pools. Takes no lock.
     pub fn pools(&self) -> Vec<Arc<Pool>> {
-        self.lock_pools().values().map(Arc::clone).collect()
+        self.listed.load().to_vec()
     }
 
     /// Forgets pools that nobody uses.
     pub fn drop_unused_pools(&self) {
-        self.lock_pools().retain(|_, pool| {
+        let mut pools = self.lock_pools();
+        let before = pools.len();
+        pools.retain(|_, pool| {
             let state = pool.state();
-            Arc::strong_count(pool) > 1 || state.idle + state.leased + state.opening + state.waiting > 0
+            Arc::strong_count(pool) > LISTS || state.idle + state.leased + state.opening + state.waiting > 0
         });
+        if pools.len() < before {
+            self.list(&pools);
+        }
+        drop(pools);
         self.databases.forget_unused();
     }
 

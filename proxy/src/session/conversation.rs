@@ -9,12 +9,12 @@ use super::names::Names;
 use super::notes::{Notes, Pins};
 use super::plain::Plain;
 use super::relay::Hold;
-use super::sorting::LastSent;
+use super::sorting::{Ahead, LastSent};
 use super::terms::SessionTerms;
 use super::tokens::Tokens;
 use crate::backend::{Backend, Settings};
 use crate::exchange::refusal::TimedOut;
-use crate::exchange::{Facts, Ledger};
+use crate::exchange::{Ledger, Owed};
 use crate::io::Flow;
 use crate::wire::{Header, TransactionStatus};
 
@@ -33,6 +33,8 @@ pub struct Conversation {
     pub pins: Pins,
     /// Settings that the session wants.
     pub wanted: Arc<Settings>,
+    /// What it wanted before its transaction, if that has changed any.
+    pub(super) wanted_before: Option<Arc<Settings>>,
     /// Settings of the session's startup packet: what RESET goes back to.
     pub startup: Arc<Settings>,
     /// Bounds, priority and lane of the session's statements.
@@ -71,7 +73,7 @@ pub struct Conversation {
     /// Who answers the message at the front.
     pub(super) front: Whose,
     /// What `sort` found out about the first text of what is sent next.
-    pub(super) ahead: Option<Facts>,
+    pub(super) ahead: Option<Ahead>,
     /// Counts `ReadyForQuery`.
     pub(super) answers: u64,
     /// Counts errors of the server.
@@ -234,6 +236,7 @@ impl Conversation {
             notes: Notes::default(),
             pins: Pins::default(),
             wanted: Arc::clone(&startup),
+            wanted_before: None,
             startup,
             terms,
             prepared_limit,
@@ -360,6 +363,15 @@ impl Conversation {
         self.names.forget_pending();
         self.notes = Notes::default();
         self.pins = Pins::default();
+        if let Some(before) = self.wanted_before.take() {
+            self.wanted = before;
+        }
+    }
+
+    /// Whether nobody can say, after a drain, what settings and statements the backend has: what is in the way of an
+    /// answer may have been skipped, and the end of a transaction takes back what was reported within it.
+    pub fn leaves_doubt(&self) -> bool {
+        self.wanted_before.is_some() || self.ledger.iter().any(Owed::changes_statements)
     }
 
     /// `DISCARD ALL` succeeded: the session is as after login.

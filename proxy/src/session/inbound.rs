@@ -272,6 +272,7 @@ impl Conversation {
         backend.status = status;
         if status == TransactionStatus::Idle {
             self.terms.end_transaction();
+            self.wanted_before = None;
         }
         while matches!(self.ledger.front(), Some(Owed::CopyEnd)) {
             self.ledger.settle();
@@ -381,6 +382,7 @@ impl Conversation {
                 self.terms.renamed(value);
             }
             if !is_servers_own(&name) {
+                self.wanted_before.get_or_insert_with(|| Arc::clone(&self.wanted));
                 self.wanted = self.wanted.with([(name.as_str(), Some(value))]);
                 backend.applied = backend.applied.with([(name.as_str(), Some(value))]);
             }
@@ -561,10 +563,16 @@ pub(super) fn wait_for(header: Header, flow: &mut Flow) -> Step {
     Step::Stop(Inbound::More)
 }
 
-/// Reported parameters that belong to the server, not to the session.
+/// Reported parameters that belong to the server, not to the session. An operator makes a whole server read-only, also
+/// while sessions are there; one that does so for itself by SET is asked for it afterwards, as for what is not reported.
 fn is_servers_own(name: &str) -> bool {
     matches!(
         name,
-        "in_hot_standby" | "is_superuser" | "server_version" | "server_encoding" | "integer_datetimes"
+        "in_hot_standby"
+            | "default_transaction_read_only"
+            | "is_superuser"
+            | "server_version"
+            | "server_encoding"
+            | "integer_datetimes"
     )
 }

@@ -195,13 +195,12 @@ impl Session {
                     continue;
                 }
             };
-            if !Arc::ptr_eq(&lease.applied, &self.talk.wanted)
-                && let Err(refused) = self.bring_settings(&mut lease).await
-            {
-                match self.settings_refused(lease, refused).await {
-                    Flowing::On => continue,
-                    Flowing::Ended => return,
-                }
+            if !Arc::ptr_eq(&lease.applied, &self.talk.wanted) {
+                lease = match self.bring_settings(lease, ask.deadline).await {
+                    Ok(lease) => lease,
+                    Err(Flowing::On) => continue,
+                    Err(Flowing::Ended) => return,
+                };
             }
             self.serve(&lease);
             self.talk.tokens.on =
@@ -304,14 +303,8 @@ impl Session {
     /// What may end the wait for a backend: the application leaves, cancels, or is told to go.
     #[cold]
     fn poll_queued<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Option<Refusal>>> {
-        self.enter(Phase::Queued);
-        let entry = Arc::clone(&self.registration.entry);
-        if entry.has(Signal::Cancel) {
-            entry.clear(Signal::Cancel);
-            return Poll::Ready(Err(Some(Refusal::Cancelled)));
-        }
-        if entry.has(Signal::Kill) {
-            return Poll::Ready(Err(Some(self.signalled(Signal::Kill))));
+        if let Some(refusal) = self.recalled() {
+            return Poll::Ready(Err(Some(refusal)));
         }
         while self.to_db.has_room() {
             match self.to_db.poll_fill(cx, &mut self.app) {
@@ -323,14 +316,24 @@ impl Session {
         Poll::Pending
     }
 
+    /// Whether whoever waits is told not to.
+    fn recalled(&mut self) -> Option<Refusal> {
+        self.enter(Phase::Queued);
+        let entry = &self.registration.entry;
+        if entry.has(Signal::Cancel) {
+            entry.clear(Signal::Cancel);
+            return Some(Refusal::Cancelled);
+        }
+        entry.has(Signal::Kill).then(|| self.signalled(Signal::Kill))
+    }
+
     /// Uses a backend until it is free again, or something ends. `end`: what has ended its use for now.
     async fn hold_on(&mut self, mut lease: Lease, mut end: Relayed) -> Flowing {
         loop {
             match end {
                 Relayed::Settle => {
                     if self.read_settings_back(&mut lease).await.is_err() {
-                        end = Relayed::BackendGone { told: relay::Told::No };
-                        break;
+                        return self.end_unsettled(lease).await;
                     }
                 }
                 Relayed::Refused(refusal) if self.talk.status == TransactionStatus::Idle => {
@@ -409,10 +412,7 @@ impl Session {
     /// The backend is idle and nothing is owed.
     async fn give_back(&mut self, mut lease: Lease) -> Flowing {
         if self.talk.notes.has_settings() && self.read_settings_back(&mut lease).await.is_err() {
-            // Settings that were reported as set would silently be others from now on.
-            drop(lease);
-            self.end_with(&Refusal::BackendLost { outcome: refusal::Outcome::RolledBack }).await;
-            return Flowing::Ended;
+            return self.end_unsettled(lease).await;
         }
         self.give_back_idle(lease);
         Flowing::On

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::conversation::{Conversation, Position};
 use super::relay::Hold;
-use crate::backend::connection::DrainScan;
+use crate::backend::connection::{DrainScan, UnnamedOwner};
 use crate::backend::{BackendError, Settings};
 use crate::pool::Lease;
 use crate::wire::frame::put_frame;
@@ -33,8 +33,9 @@ pub(super) struct Plan {
 impl Plan {
     /// For a session that leaves at this point. `unsent`: bytes for the backend were not written yet.
     pub(super) fn of(talk: &Conversation, unsent: bool) -> Self {
-        // Nobody will read back what was set; `DISCARD ALL` undoes it.
-        let hold = if talk.notes.has_settings() { Hold::Session } else { talk.keeps() };
+        // Nobody will read back what was set, or find out what was skipped; `DISCARD ALL` undoes it.
+        let is_doubtful = talk.notes.has_settings() || talk.leaves_doubt();
+        let hold = if is_doubtful { Hold::Session } else { talk.keeps() };
         Self {
             position: if unsent || talk.sync_would_commit() { Position::Torn } else { talk.position() },
             ready_owed: talk.ledger.ready_owed(),
@@ -109,6 +110,8 @@ async fn stop(lease: &mut Lease, plan: &Plan) -> bool {
 
 /// Ends the transaction and removes session state.
 async fn clean(lease: &mut Lease, hold: Hold) -> Result<(), ()> {
+    // It may be of a Parse that was skipped.
+    lease.unnamed = Some(UnnamedOwner::NOBODY);
     if lease.status != TransactionStatus::Idle {
         run(lease, b"ROLLBACK").await?;
     }

@@ -1,8 +1,16 @@
 //! Settings when a backend changes hands: brought along at checkout, read back before the backend goes.
 
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
+use tidegate_layers::breaker::Outcome as Health;
+use tidegate_layers::shed::Reason;
+use tokio::time::Instant;
+
+use super::relay::{Relayed, Told};
 use super::{Flowing, Session};
 use crate::backend::settings::{read_back, read_back_with_resets};
 use crate::backend::{BackendError, Settings};
@@ -14,7 +22,7 @@ use crate::wire::backend::put_parameter_status;
 use crate::wire::error_fields::{ErrorMessage, Severity};
 use crate::wire::{SqlState, TransactionStatus};
 
-/// How long the server may take for a question of ours.
+/// How long the server may take for a question of ours, at most.
 const DEADLINE: Duration = Duration::from_secs(1);
 
 /// Why settings could not be brought to a backend.
@@ -49,35 +57,104 @@ impl From<BackendError> for SettingsRefused {
     }
 }
 
+/// Why an exchange was not sent to the backend that it was to have.
+enum Unsent {
+    Settings(SettingsRefused),
+    /// There is no time left for it.
+    Late,
+    /// The application has cancelled, or the session has to end.
+    Recalled(Refusal),
+}
+
 impl Session {
-    /// Brings the backend from the settings of whoever had it before to those of this session.
-    pub(super) async fn bring_settings(&mut self, lease: &mut Lease) -> Result<(), SettingsRefused> {
-        bring(lease, &self.talk.wanted).await
+    /// Brings the backend from the settings of whoever had it before to those of this session, within the time of
+    /// the exchange that has just begun. Where that fails, the exchange ends here, and the application is told.
+    pub(super) async fn bring_settings(
+        &mut self,
+        mut lease: Lease,
+        deadline: Option<Instant>,
+    ) -> Result<Lease, Flowing> {
+        match self.try_settings(&mut lease, deadline).await {
+            Ok(()) => Ok(lease),
+            Err(unsent) => Err(self.end_unsent(lease, unsent).await),
+        }
+    }
+
+    async fn try_settings(&mut self, lease: &mut Lease, deadline: Option<Instant>) -> Result<(), Unsent> {
+        let left = deadline.map_or(DEADLINE, |deadline| deadline.saturating_duration_since(Instant::now()));
+        let wanted = Arc::clone(&self.talk.wanted);
+        let mut bringing = pin!(bring_within(left.min(DEADLINE), lease, &wanted));
+        let brought = poll_fn(|cx| match bringing.as_mut().poll(cx) {
+            Poll::Ready(brought) => Poll::Ready(brought.map_err(Unsent::Settings)),
+            // What the application sends meanwhile is not read: a goodbye behind a statement does not undo it.
+            Poll::Pending => {
+                self.recalled().map_or(Poll::Pending, |why| Poll::Ready(Err(Unsent::Recalled(why))))
+            }
+        });
+        match brought.await {
+            Err(Unsent::Settings(SettingsRefused::Lost))
+                if deadline.is_some_and(|at| at <= Instant::now()) =>
+            {
+                Err(Unsent::Late)
+            }
+            brought => brought,
+        }
+    }
+
+    /// Ends an exchange of which the backend has seen nothing.
+    async fn end_unsent(&mut self, lease: Lease, unsent: Unsent) -> Flowing {
+        let health = match unsent {
+            Unsent::Settings(SettingsRefused::Lost) | Unsent::Late => Health::Failed,
+            Unsent::Settings(SettingsRefused::Value(..)) | Unsent::Recalled(_) => Health::Ignored,
+        };
+        self.break_exchange(&lease, health);
+        let refusal = match unsent {
+            Unsent::Settings(SettingsRefused::Value(code, message)) => {
+                lease.give_back();
+                return self.end_without(code, &message).await;
+            }
+            Unsent::Settings(SettingsRefused::Lost) => {
+                self.pool.upstream.trouble();
+                Refusal::BackendLost { outcome: Outcome::NotSent }
+            }
+            Unsent::Late => {
+                let retry_after = self.pool.upstream.limits().codel.target;
+                Refusal::Shed { lane: self.watch.lane(), reason: Reason::Deadline, retry_after }
+            }
+            Unsent::Recalled(refusal) => refusal,
+        };
+        // Nobody knows how far our question came.
+        lease.give_up();
+        if refusal.is_fatal() {
+            self.end_with(&refusal).await;
+            return Flowing::Ended;
+        }
+        self.refuse(&refusal);
+        Flowing::On
     }
 
     /// A setting that worked before does not work on this backend. Without it the session would not be what
     /// its application believes, so it ends.
-    pub(super) async fn settings_refused(&mut self, lease: Lease, refused: SettingsRefused) -> Flowing {
-        match refused {
-            SettingsRefused::Lost => {
-                drop(lease);
-                self.refuse(&Refusal::BackendLost { outcome: Outcome::NotSent });
-                Flowing::On
-            }
-            SettingsRefused::Value(code, message) => {
-                lease.give_back();
-                let error = ErrorMessage {
-                    severity: Severity::Fatal,
-                    code,
-                    message: &message,
-                    detail: "reason=settings outcome=not_sent",
-                    hint: "A setting of this session is not accepted by the backend that was to serve it.",
-                };
-                self.to_app.insert(|out| error.put(out));
-                self.last_words().await;
-                Flowing::Ended
-            }
-        }
+    async fn end_without(&mut self, code: SqlState, message: &str) -> Flowing {
+        let error = ErrorMessage {
+            severity: Severity::Fatal,
+            code,
+            message,
+            detail: "reason=settings outcome=not_sent",
+            hint: "A setting of this session is not accepted by the backend that was to serve it.",
+        };
+        self.to_app.insert(|out| error.put(out));
+        self.last_words().await;
+        Flowing::Ended
+    }
+
+    /// What a session has set cannot be read back. Everything was answered; but settings that were reported as set
+    /// would silently be others from now on, so the session ends.
+    pub(super) async fn end_unsettled(&mut self, lease: Lease) -> Flowing {
+        self.let_go(&lease, &Relayed::BackendGone { told: Told::No });
+        lease.give_up();
+        self.end_with(&Refusal::SessionLost).await;
+        Flowing::Ended
     }
 
     /// Reads the values of the settings that were touched: what the server says counts, whatever the
@@ -96,7 +173,8 @@ impl Session {
         if names.is_empty() {
             return Ok(());
         }
-        let rows = within(lease.query(&read_back_with_resets(names.iter().map(|name| &**name)))).await?;
+        let rows =
+            within(DEADLINE, lease.query(&read_back_with_resets(names.iter().map(|name| &**name)))).await?;
         let mut wanted = Arc::clone(&self.talk.wanted);
         let mut restored = Vec::new();
         for (name, row) in names.iter().zip(&rows) {
@@ -129,7 +207,7 @@ impl Session {
         if reported.is_empty() {
             return Ok(());
         }
-        let rows = within(lease.query(&read_back(reported.iter().map(|name| &**name)))).await?;
+        let rows = within(DEADLINE, lease.query(&read_back(reported.iter().map(|name| &**name)))).await?;
         let values = rows.into_iter().next().unwrap_or_default();
         for (name, value) in reported.iter().zip(values) {
             let value = value.unwrap_or_default();
@@ -144,10 +222,18 @@ impl Session {
 
 /// Brings a backend to these settings.
 pub(crate) async fn bring(lease: &mut Lease, wanted: &Arc<Settings>) -> Result<(), SettingsRefused> {
+    bring_within(DEADLINE, lease, wanted).await
+}
+
+async fn bring_within(
+    limit: Duration,
+    lease: &mut Lease,
+    wanted: &Arc<Settings>,
+) -> Result<(), SettingsRefused> {
     let path = lease.applied.path_to(wanted);
     if !path.is_empty() {
         metrics::get().settings_replayed.increment(1);
-        within(lease.query(&path)).await?;
+        within(limit, lease.query(&path)).await?;
     }
     lease.applied = Arc::clone(wanted);
     debug_assert_eq!(lease.status, TransactionStatus::Idle);
@@ -162,12 +248,15 @@ pub(crate) async fn introduce(
     if !Arc::ptr_eq(&lease.applied, startup) {
         bring(lease, startup).await?;
     }
-    Ok(within(Welcome::ask(lease)).await?)
+    Ok(within(DEADLINE, Welcome::ask(lease)).await?)
 }
 
 /// Questions of our own are answered at once or not at all: a server that takes longer is stuck.
-async fn within<T>(asked: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {
-    match tokio::time::timeout(DEADLINE, asked).await {
+async fn within<T>(
+    limit: Duration,
+    asked: impl Future<Output = Result<T, BackendError>>,
+) -> Result<T, BackendError> {
+    match tokio::time::timeout(limit, asked).await {
         Ok(answer) => answer,
         Err(_) => Err(BackendError::Lost(std::io::ErrorKind::TimedOut.into())),
     }

@@ -127,6 +127,30 @@ fn hash(bytes: &[u8]) -> u64 {
     HASHER.hash_one(bytes.get(..HASHED_MAX).unwrap_or(bytes))
 }
 
+/// What was found out about a text before it is sent, and of which text.
+#[derive(Debug)]
+pub(super) struct Ahead {
+    text: u64,
+    facts: Facts,
+}
+
+/// The statements that an exchange parses itself.
+#[derive(Debug, Default)]
+struct Parsed<'a> {
+    unnamed: bool,
+    named: Vec<&'a [u8]>,
+}
+
+impl<'a> Parsed<'a> {
+    fn insert(&mut self, name: &'a [u8]) {
+        if name.is_empty() {
+            self.unnamed = true;
+        } else {
+            self.named.push(name);
+        }
+    }
+}
+
 impl Conversation {
     /// Looks at the first exchange in `bytes`, as far as it is there. What it finds out about the first text is
     /// kept for when that text is sent.
@@ -148,6 +172,7 @@ impl Conversation {
             statements: Statements::None,
         };
         sorted.lane = sorted.transaction.lane().unwrap_or(Lane::Read);
+        let mut parsed = Parsed::default();
         let mut rest = bytes;
         loop {
             let Ok(Some(header)) = Header::read_frontend(rest) else { return sorted };
@@ -161,12 +186,15 @@ impl Conversation {
                     return sorted;
                 }
                 tag::PARSE => match Parse::read(body) {
-                    Ok(parse) => self.sort_text(parse.text, pool, &mut sorted),
+                    Ok(parse) => {
+                        self.sort_text(parse.text, pool, &mut sorted);
+                        parsed.insert(parse.name);
+                    }
                     Err(_) => return sorted.is_unknown(),
                 },
                 tag::BIND => match BindNames::read(body) {
                     Some(names) => {
-                        if !self.sort_bind(names.statement, pool, &mut sorted) {
+                        if !self.sort_bind(names.statement, &parsed, pool, &mut sorted) {
                             return sorted.is_unknown();
                         }
                         // Only writes are asked for it.
@@ -199,7 +227,7 @@ impl Conversation {
         add(&mut self.terms, &facts, pool, sorted, || fingerprint_of(text));
         self.keep_text(text);
         if self.ahead.is_none() {
-            self.ahead = Some(facts);
+            self.ahead = Some(Ahead { text: HASHER.hash_one(text), facts });
         }
     }
 
@@ -225,16 +253,16 @@ impl Conversation {
     }
 
     /// Whether it is known what is bound.
-    fn sort_bind(&mut self, name: &[u8], pool: &Arc<Pool>, sorted: &mut Sorted) -> bool {
+    fn sort_bind(&mut self, name: &[u8], parsed: &Parsed<'_>, pool: &Arc<Pool>, sorted: &mut Sorted) -> bool {
         if name.is_empty() {
             // Of a Parse in this exchange, which has been looked at, or of one before it.
-            return match (&self.ahead, self.names.unnamed_facts()) {
-                (Some(_), _) => true,
-                (None, Some(facts)) => {
+            return match (parsed.unnamed, self.names.unnamed_facts()) {
+                (true, _) => true,
+                (false, Some(facts)) => {
                     add(&mut self.terms, facts, pool, sorted, || fingerprint_of(self.names.unnamed_text()));
                     true
                 }
-                (None, None) => false,
+                (false, None) => false,
             };
         }
         match self.names.get(name) {
@@ -244,14 +272,20 @@ impl Conversation {
                 true
             }
             // Of a Parse in this exchange, or of one that is not known here.
-            None => self.ahead.is_some(),
+            None => parsed.named.contains(&name),
         }
     }
 
-    /// What is known already of the text that is sent now.
-    #[inline]
+    /// What is known already of the text that is sent now, or is to be found out.
     pub(super) fn facts_of(&mut self, text: &[u8]) -> Facts {
-        self.ahead.take().unwrap_or_else(|| Facts::of(text))
+        match self.ahead.take() {
+            Some(Ahead { text: of, facts }) if of == HASHER.hash_one(text) => facts,
+            // Of another one, which may come yet.
+            other => {
+                self.ahead = other;
+                Facts::of(text)
+            }
+        }
     }
 
     /// What runs, or is about to, with its values: the same for statements that want the same rows.

@@ -3,7 +3,6 @@
 use std::time::{Duration, SystemTime};
 
 use tidegate_layers::breaker::Phase;
-use tokio::time::Instant;
 
 use super::advice::{self, Facts};
 use super::board::unix_ms;
@@ -31,21 +30,23 @@ const OTHERS: &str = "other";
 
 // ## What the parts know.
 
-/// What is known of a lane: that of the primary.
+/// What is known of a lane: its state as an exchange would meet it, and what is under way on all servers.
 pub fn lane_source(shared: &Shared, lane: Lane) -> LaneSource {
     let reach = match lane {
         Lane::Read => Reach::Anywhere,
         Lane::Write => Reach::Primary,
     };
-    let server = shared.routes.route(reach, None, Instant::now());
+    let server = shared.routes.look(reach);
     let nowhere = server.as_ref().err().copied();
-    let primary = server.unwrap_or_else(|_| shared.routes.primary());
-    let standing = primary.guard.standing(lane);
+    let server = server.unwrap_or_else(|_| shared.routes.primary());
+    let standing = server.guard.standing(lane);
     let forced = || Diagnosis::of(Cause::Forced);
     let known = standing.cause.as_deref().cloned();
     let unserved = nowhere.map(|why| Diagnosis { cause: why.cause(), evidence: why.to_string().into() });
     let diagnosis = known.or(unserved).or_else(|| (standing.phase == Phase::ForcedOpen).then(forced));
-    let states: Vec<_> = primary.pools().iter().map(|pool| pool.state()).collect();
+    let upstreams = shared.routes.upstreams();
+    let pools = upstreams.iter().flat_map(|upstream| upstream.pools());
+    let states: Vec<_> = pools.map(|pool| pool.state()).collect();
     let lanes = || states.iter().filter_map(|state| state.lanes.get(lane.index()));
     LaneSource {
         state: if nowhere.is_some() { LaneState::Refusing } else { lane_state(standing.phase) },
@@ -56,7 +57,7 @@ pub fn lane_source(shared: &Shared, lane: Lane) -> LaneSource {
         since: Some(standing.since),
         in_flight: Some(lanes().map(|lane| lane.in_flight as u64).sum()),
         queued: Some(lanes().map(|lane| lane.waiting as u64).sum()),
-        oldest_in_flight: primary.guard.oldest(lane),
+        oldest_in_flight: upstreams.iter().filter_map(|upstream| upstream.guard.oldest(lane)).max(),
     }
 }
 
@@ -298,6 +299,8 @@ fn pool_status(pool: &Pool) -> PoolStatus {
         waiting: state.waiting as u64,
         longest_wait_ms: millis(state.longest_wait),
         exchanges: pool.exchanges.load(std::sync::atomic::Ordering::Relaxed),
+        in_flight_by_lane: state.lanes.map(|lane| lane.in_flight as u64),
+        waiting_by_lane: state.lanes.map(|lane| lane.waiting as u64),
     }
 }
 
@@ -316,6 +319,10 @@ fn sum_up(mut pools: Vec<PoolStatus>, max: usize) -> Vec<PoolStatus> {
         others.waiting += pool.waiting;
         others.longest_wait_ms = others.longest_wait_ms.max(pool.longest_wait_ms);
         others.exchanges += pool.exchanges;
+        for lane in Lane::ALL.map(Lane::index) {
+            others.in_flight_by_lane[lane] += pool.in_flight_by_lane[lane];
+            others.waiting_by_lane[lane] += pool.waiting_by_lane[lane];
+        }
     }
     pools.push(others);
     pools

@@ -273,6 +273,10 @@ pub struct PoolStatus {
     pub longest_wait_ms: u64,
     /// Leases that ended well since the pool was made.
     pub exchanges: u64,
+    /// Leases of each lane, reads first; what was given up on and may still be busy is among them.
+    pub in_flight_by_lane: [u64; 2],
+    /// Sessions that wait for each lane, reads first.
+    pub waiting_by_lane: [u64; 2],
 }
 
 /// Applications.

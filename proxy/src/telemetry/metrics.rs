@@ -90,6 +90,12 @@ pub const STATE: &[Family] = &[
     family("tidegate_pool_waiting", Kind::Gauge, "Sessions that wait for a backend"),
     family("tidegate_pool_longest_wait_seconds", Kind::Gauge, "How long the first of them has waited"),
     family("tidegate_pool_exchanges", Kind::Gauge, "Leases that ended well since the pool was made"),
+    family(
+        "tidegate_pool_lane_in_flight",
+        Kind::Gauge,
+        "Backends of a pool that a lane has, zombies included",
+    ),
+    family("tidegate_pool_lane_waiting", Kind::Gauge, "Sessions that wait for a backend of a pool in a lane"),
     family("tidegate_lane_state", Kind::Gauge, "1 for the state that a lane is in, else 0"),
     family(
         "tidegate_lane_cause",
@@ -126,7 +132,7 @@ pub const STATE: &[Family] = &[
     family("tidegate_upstream_lag_bytes", Kind::Gauge, "How far a standby is behind, in WAL"),
     family("tidegate_upstream_epoch", Kind::Gauge, "Changes of the routes so far"),
     family("tidegate_upstream_zombies", Kind::Gauge, "Backends given up on and not yet known dead"),
-    family("tidegate_probe_seconds", Kind::Gauge, "How long the last probe took"),
+    family("tidegate_probe_seconds", Kind::Gauge, "How long the last probe that succeeded took"),
     family("tidegate_last_write_timestamp_seconds", Kind::Gauge, "When a write was last seen to commit"),
     family("tidegate_alerts_pending", Kind::Gauge, "Alert messages that wait to be sent"),
     family("tidegate_alerts_open", Kind::Gauge, "Incidents that are firing"),

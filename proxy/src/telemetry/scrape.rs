@@ -81,6 +81,23 @@ impl Families {
         self.each_pool("tidegate_pool_waiting", pools, |pool| as_f64(pool.waiting));
         self.each_pool("tidegate_pool_longest_wait_seconds", pools, |pool| seconds(pool.longest_wait_ms));
         self.each_pool("tidegate_pool_exchanges", pools, |pool| as_f64(pool.exchanges));
+        self.each_pool_and_lane("tidegate_pool_lane_in_flight", pools, |pool| pool.in_flight_by_lane);
+        self.each_pool_and_lane("tidegate_pool_lane_waiting", pools, |pool| pool.waiting_by_lane);
+    }
+
+    fn each_pool_and_lane(
+        &mut self,
+        name: &'static str,
+        pools: &[PoolStatus],
+        values: impl Fn(&PoolStatus) -> [u64; Lane::ALL.len()],
+    ) {
+        self.begin(name);
+        for pool in pools {
+            for (lane, value) in Lane::ALL.into_iter().zip(values(pool)) {
+                let [upstream, database, user] = pool_labels(pool);
+                self.page.sample(name, &[upstream, database, user, ("lane", lane.word())], as_f64(value));
+            }
+        }
     }
 
     fn each_pool(&mut self, name: &'static str, pools: &[PoolStatus], value: impl Fn(&PoolStatus) -> f64) {

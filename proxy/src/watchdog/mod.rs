@@ -1,7 +1,8 @@
 //! Whether the process makes progress: [`Watchdog`].
 //!
-//! A task on each runtime counts up four times a second. A plain OS thread, which no runtime can block, looks at the
-//! counts. It alone says that the process is alive: to `/livez`, to systemd, and to the heartbeat. A runtime that
+//! A plain OS thread, which no runtime can block, pokes a task on each runtime four times a second, which counts that
+//! up, and looks at the counts. It alone says that the process is alive: to `/livez`, to systemd, and to the heartbeat.
+//! The tasks have no timers: a runtime with a timer arms one in the kernel each time it waits for its sockets. A runtime that
 //! does not count for [`stall`](crate::config::Watchdog::stall) is stalled: that is logged, journaled and alerted;
 //! after [`exit_after`](crate::config::Watchdog::exit_after) the process ends, so that its supervisor starts it anew.
 //!
@@ -17,14 +18,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::time::MissedTickBehavior;
+use tokio::sync::Notify;
 
 use crate::alerts::Alerts;
 use crate::clock::millis;
 use crate::config;
 use crate::journal::Journal;
 
-/// Between two ticks of a runtime, and between two rounds of the watchdog.
+/// Between two rounds of the watchdog.
 pub(crate) const PERIOD: Duration = Duration::from_millis(250);
 
 /// Who is watched.
@@ -78,17 +79,24 @@ pub struct Watchdog {
 #[derive(Debug)]
 struct Watched {
     who: Who,
+    /// Wakes the task that counts.
+    poke: Notify,
     ticks: AtomicU64,
     stalled_ms: AtomicU64,
+}
+
+impl Watched {
+    fn new(who: Who) -> Self {
+        Self { who, poke: Notify::new(), ticks: AtomicU64::new(0), stalled_ms: AtomicU64::new(0) }
+    }
 }
 
 impl Watchdog {
     /// Watches this many data workers, and the threads that there is one of.
     pub fn new(workers: usize, config: config::Watchdog) -> Arc<Self> {
         let all = (0..workers).map(Who::Worker).chain([Who::Control, Who::Main, Who::Sweep]);
-        let watched = all.map(|who| Watched { who, ticks: AtomicU64::new(0), stalled_ms: AtomicU64::new(0) });
         let watchdog = Self {
-            watched: watched.collect(),
+            watched: all.map(Watched::new).collect(),
             origin: Instant::now(),
             round_ms: AtomicU64::new(0),
             stall_ms: AtomicU64::new(0),
@@ -114,20 +122,30 @@ impl Watchdog {
         std::thread::Builder::new().name(name).spawn(move || rounds.run()).map(drop)
     }
 
-    /// Counts up for ever; to be spawned on the runtime that is watched.
+    /// Counts up for ever, once a round; to be spawned on the runtime that is watched.
     pub async fn tick(self: Arc<Self>, who: Who) {
-        let mut period = tokio::time::interval(PERIOD);
-        period.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let Some(watched) = self.watched(who) else { return };
         loop {
-            period.tick().await;
-            self.count(who);
+            watched.ticks.fetch_add(1, Ordering::Relaxed);
+            watched.poke.notified().await;
         }
     }
 
     /// Somebody who has no runtime makes progress.
     pub fn count(&self, who: Who) {
-        if let Some(watched) = self.watched.iter().find(|watched| watched.who == who) {
+        if let Some(watched) = self.watched(who) {
             watched.ticks.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn watched(&self, who: Who) -> Option<&Watched> {
+        self.watched.iter().find(|watched| watched.who == who)
+    }
+
+    /// Whoever makes progress will have counted by the next round. One who does not is poked once: it is woken already.
+    fn poke_all(&self) {
+        for watched in &self.watched {
+            watched.poke.notify_one();
         }
     }
 

@@ -10,8 +10,6 @@ use crate::alerts::{Alert, Alerts, Health, Key};
 use crate::clock::millis;
 use crate::journal::{Decision, Journal, Kind};
 
-/// The most that one round counts for: a longer one means that the whole process did not run.
-const ROUND_MAX: Duration = Duration::from_millis(500);
 /// How long the log may take before the process ends without it.
 const LAST_WORDS: Duration = Duration::from_millis(200);
 
@@ -64,8 +62,10 @@ impl Rounds {
         loop {
             std::thread::sleep(PERIOD);
             let now = Instant::now();
-            self.measure((now - last).min(ROUND_MAX));
+            // A longer one means that the whole process did not run.
+            self.measure((now - last).min(PERIOD));
             last = now;
+            self.watchdog.poke_all();
             self.judge();
             if self.watchdog.liveness().is_ok()
                 && let Some(keepalive) = &mut self.keepalive
@@ -223,7 +223,7 @@ mod tests {
         let mut rounds = rounds();
         rounds.pass(1, None);
 
-        rounds.measure(Duration::from_hours(1).min(ROUND_MAX));
+        rounds.measure(Duration::from_hours(1).min(PERIOD));
         rounds.judge();
 
         assert_eq!(rounds.watchdog.liveness(), Ok(()));

@@ -47,7 +47,7 @@ async fn a_frozen_sidecar_hangs_no_connect_and_does_not_jam_the_pool() {
     // Its kernel accepts, and nobody answers: a connect that hangs would hold its place for ever.
     let bench = crate::bench("").await;
     let pool = builder(&url(&bench.proxy)).size(1).build().unwrap();
-    bench.proxy.signal(Signal::STOP);
+    bench.proxy.freeze();
 
     let start = Instant::now();
     let error = pool.read().await.unwrap_err();
@@ -65,7 +65,7 @@ async fn a_sidecar_that_freezes_is_noticed_by_its_users() {
     let (bench, pool) = pooled(1).await;
     let mut connection = pool.write().await.unwrap();
     connection.batch_execute("SELECT 1").await.unwrap();
-    bench.proxy.signal(Signal::STOP);
+    bench.proxy.freeze();
 
     let start = Instant::now();
     let error = connection.batch_execute("SELECT 1").await.unwrap_err();

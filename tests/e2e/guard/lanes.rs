@@ -90,7 +90,7 @@ async fn a_transaction_waits_for_its_lane_no_longer_than_its_deadline() {
 struct Sorter {
     node: Node,
     proxy: Proxy,
-    _holder: ScriptedApp,
+    holder: ScriptedApp,
 }
 
 impl Sorter {
@@ -118,7 +118,7 @@ impl Sorter {
         }
         run(&mut reader, "COMMIT").await;
         run(&mut holder, "INSERT INTO ledger VALUES (0)").await;
-        Self { node, proxy, _holder: holder }
+        Self { node, proxy, holder: holder }
     }
 }
 
@@ -294,6 +294,31 @@ async fn several_statements_and_pipelines_take_the_lane_of_the_strongest() {
         refused(&app.exchange(execute()).await, "53300", &write);
     }
     run(&mut app, "SELECT 1; SELECT 2").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_that_is_prepared_behind_a_known_read_stays_a_write_for_everybody() {
+    // What was found out about the first text of a pipeline was once kept for the next new one, and with it for all
+    // sessions that prepare the same.
+    let mut sorter = Sorter::new().await;
+    let (read, write) = ("SELECT 1 AS known", "INSERT INTO ledger VALUES (5)");
+    let mut app = session(&sorter.proxy).await;
+    let known = app.exchange(Frames::new().parse("known", read, &[]).sync()).await;
+    assert!(known.error().is_none(), "{:?}", known.error());
+    run(&mut sorter.holder, "COMMIT").await;
+
+    let mut pipelining = session(&sorter.proxy).await;
+    let both = Frames::new().parse("read", read, &[]).parse("write", write, &[]).sync();
+    let prepared = pipelining.exchange(both).await;
+    assert!(prepared.error().is_none(), "{:?}", prepared.error());
+
+    run(&mut sorter.holder, "BEGIN").await;
+    run(&mut sorter.holder, "INSERT INTO ledger VALUES (0)").await;
+    let mut other = session(&sorter.proxy).await;
+    let parse = Frames::new().parse("mine", write, &[]).bind("", "mine", &[]).execute("", 0).sync();
+    refused(&other.exchange(parse).await, "53300", &[("lane", "write")]);
+    let execute = Frames::new().bind("", "write", &[]).execute("", 0).sync();
+    refused(&pipelining.exchange(execute).await, "53300", &[("lane", "write")]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

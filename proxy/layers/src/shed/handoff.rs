@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Duration;
@@ -10,6 +11,7 @@ use slab::Slab;
 use tokio::time::Instant;
 
 use super::ask::{Admission, Ask, Fared, QueueConfig};
+use super::board::Board;
 use super::checkout::Checkout;
 use super::error::{Overloaded, Reason};
 use super::lease::Lease;
@@ -29,7 +31,7 @@ pub struct LaneConfig {
     pub queue: QueueConfig,
 }
 
-/// What a lane is doing; a snapshot.
+/// What a lane is doing. Each figure is right for itself; they may be from different moments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LaneStats {
     /// Items lent out, and charges for items that were taken away.
@@ -56,12 +58,48 @@ pub struct LaneStats {
 ///   gives up leaves the queue at once and, if it had been given an item already, passes it on.
 /// * **Does not** create items: [`wanted`](Handoff::wanted) says how many more could be used, and whoever
 ///   makes them calls [`put`](Handoff::put). Nor does it run a timer: call [`sweep`](Handoff::sweep).
+/// * **Shows** [`stats`](Handoff::stats) and [`idle`](Handoff::idle) without its lock: who watches cannot be held up
+///   by who is stuck.
 /// * **Costs** one uncontended mutex per checkout and one per return, no allocation when an item is idle, and
 ///   none for waiting once the store has grown to the longest queue seen.
 ///
 /// Clones share everything.
 pub struct Handoff<T> {
-    shared: Arc<Mutex<State<T>>>,
+    shared: Arc<Shared<T>>,
+}
+
+struct Shared<T> {
+    state: Mutex<State<T>>,
+    board: Board,
+}
+
+/// The lock. What was changed under it is shown when it is given back.
+struct Locked<'a, T> {
+    state: MutexGuard<'a, State<T>>,
+    board: &'a Board,
+}
+
+impl<T> Deref for Locked<'_, T> {
+    type Target = State<T>;
+
+    #[inline]
+    fn deref(&self) -> &State<T> {
+        &self.state
+    }
+}
+
+impl<T> DerefMut for Locked<'_, T> {
+    #[inline]
+    fn deref_mut(&mut self) -> &mut State<T> {
+        &mut self.state
+    }
+}
+
+impl<T> Drop for Locked<'_, T> {
+    #[inline]
+    fn drop(&mut self) {
+        self.board.show(&self.state.lanes, self.state.idle.len());
+    }
 }
 
 /// Everything behind the lock. No code of the caller's runs while it is held, except the predicates of
@@ -113,9 +151,11 @@ pub(super) enum Found<T> {
 impl<T> Handoff<T> {
     /// Without items yet. Without lanes nothing can be checked out.
     pub fn new(lanes: impl IntoIterator<Item = LaneConfig>) -> Self {
-        let lanes = lanes.into_iter().map(|lane| AdmitQueue::new(lane.ceiling, lane.queue)).collect();
+        let lanes: Box<[_]> =
+            lanes.into_iter().map(|lane| AdmitQueue::new(lane.ceiling, lane.queue)).collect();
+        let board = Board::new(&lanes);
         let state = State { lanes, moves: VecDeque::new(), idle: Vec::new(), places: Slab::new() };
-        Self { shared: Arc::new(Mutex::new(state)) }
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), board }) }
     }
 
     /// Asks for an item. The future does nothing until it is polled.
@@ -159,6 +199,12 @@ impl<T> Handoff<T> {
         self.change(|state| state.idle.push(item));
     }
 
+    /// Adds items that were taken and that nobody has used since, in the order in which they were idle: they are lent
+    /// after all others.
+    pub fn put_unused(&self, items: Vec<T>) {
+        self.change(|state| drop(state.idle.splice(..0, items)));
+    }
+
     /// Takes the idle items for which `unwanted` says so, e.g. those that have been idle for too long.
     pub fn take_idle(&self, mut unwanted: impl FnMut(&T) -> bool) -> Vec<T> {
         self.lock().idle.extract_if(.., |item| unwanted(item)).collect()
@@ -175,19 +221,14 @@ impl<T> Handoff<T> {
         state.lanes.iter().map(AdmitQueue::admissible).sum::<usize>().saturating_sub(state.idle.len())
     }
 
-    /// Idle items.
+    /// Idle items. Takes no lock.
     pub fn idle(&self) -> usize {
-        self.lock().idle.len()
+        self.shared.board.idle()
     }
 
-    /// What a lane is doing. `None` if there is no such lane.
+    /// What a lane is doing. `None` if there is no such lane. Takes no lock.
     pub fn stats(&self, lane: Lane) -> Option<LaneStats> {
-        self.lock().lanes.get(lane).map(|queue| LaneStats {
-            in_flight: queue.in_flight(),
-            waiting: queue.waiting(),
-            limit: queue.limit().current(),
-            waiting_since: queue.waiting_since(),
-        })
+        self.shared.board.stats(lane)
     }
 
     /// Sets or lifts the bound of the ramp after an outage.
@@ -362,9 +403,10 @@ impl<T> Handoff<T> {
         wakes.wake();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State<T>> {
+    fn lock(&self) -> Locked<'_, T> {
         // A panic of ours under the lock leaves counts that are still worth more than a service that is down.
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        Locked { state, board: &self.shared.board }
     }
 }
 
@@ -474,7 +516,6 @@ impl<T> Clone for Handoff<T> {
 
 impl<T> fmt::Debug for Handoff<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = self.lock();
-        f.debug_struct("Handoff").field("lanes", &state.lanes).field("idle", &state.idle.len()).finish()
+        f.debug_struct("Handoff").field("board", &self.shared.board).finish()
     }
 }

@@ -28,6 +28,7 @@
 //! any type (connections) by that policy; [`Shed`] is a Tower service that needs only permits.
 
 mod ask;
+mod board;
 mod checkout;
 mod codel;
 mod error;

@@ -35,6 +35,8 @@ const RETRY_REFUSED: Backoff = Backoff::new(Duration::from_secs(30), Duration::f
 pub(super) struct Outbox {
     receivers: Vec<Receiver>,
     incidents: BTreeMap<Key, Incident>,
+    /// The servers that there may be incidents about; any, before they are known.
+    upstreams: Option<BTreeSet<Box<str>>>,
     waiting: VecDeque<Waiting>,
     /// Said to be healthy before the file was read.
     healthy: Option<BTreeSet<Key>>,
@@ -101,8 +103,30 @@ impl Outbox {
         self.receivers = receivers;
     }
 
+    /// These are the servers from now on. Incidents about others are over: nobody asks those any more, so nobody would
+    /// learn that they are well again.
+    pub(super) fn set_upstreams(&mut self, upstreams: BTreeSet<Box<str>>, at: Timestamp, now: Instant) {
+        self.upstreams = Some(upstreams);
+        let keys: Vec<Key> = self.incidents.keys().cloned().collect();
+        for key in keys {
+            if self.incidents.get(&key).is_some_and(|incident| self.is_about_a_stranger(&incident.alert)) {
+                self.resolve(&key, at, now);
+            }
+        }
+    }
+
+    fn is_about_a_stranger(&self, alert: &Alert) -> bool {
+        match (&self.upstreams, &alert.upstream) {
+            (Some(known), Some(upstream)) => !known.contains(&**upstream),
+            (None, _) | (_, None) => false,
+        }
+    }
+
     /// An incident begins, unless it is open. `id` names it if so.
     pub(super) fn fire(&mut self, alert: Alert, id: Arc<str>, at: Timestamp, now: Instant) {
+        if self.is_about_a_stranger(&alert) {
+            return;
+        }
         let key = alert.key();
         if let Some(healthy) = &mut self.healthy {
             healthy.remove(&key);
@@ -259,7 +283,9 @@ impl Outbox {
                     self.announce(&earlier, Status::Resolved, at, now);
                     self.incidents.insert(key, ours);
                 }
-                None if healthy.contains(&key) => self.announce(&earlier, Status::Resolved, at, now),
+                None if healthy.contains(&key) || self.is_about_a_stranger(&earlier.alert) => {
+                    self.announce(&earlier, Status::Resolved, at, now);
+                }
                 None => drop(self.incidents.insert(key, earlier)),
             }
         }

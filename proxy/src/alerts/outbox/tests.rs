@@ -225,3 +225,38 @@ fn a_webhook_that_is_added_later_is_not_told_the_end_alone() {
 
     assert_eq!(desk.deliver(), ["a x firing", "a x resolved"]);
 }
+
+#[test]
+fn a_server_that_is_taken_out_has_no_incidents_and_gets_no_new_ones() {
+    // To replace a dead server is the usual remedy; its page would stay open for ever, also across restarts.
+    let mut desk = Desk::new(&["a"]);
+    desk.fire("write_stalled");
+    assert_eq!(desk.deliver(), ["a write_stalled firing"]);
+    let mut next = desk.restart();
+    let known = |names: &[&str]| names.iter().map(|name| Box::from(*name)).collect();
+
+    desk.outbox.set_upstreams(known(&["db:5432", "other:5432"]), Timestamp::now(), desk.now);
+    assert!(desk.deliver().is_empty());
+    desk.outbox.set_upstreams(known(&["other:5432"]), Timestamp::now(), desk.now);
+    assert_eq!(desk.deliver(), ["a write_stalled resolved"]);
+    desk.fire("write_stalled");
+    assert!(desk.deliver().is_empty());
+
+    next.outbox.set_upstreams(known(&["other:5432"]), Timestamp::now(), next.now);
+    assert_eq!(next.deliver(), ["a write_stalled resolved"]);
+}
+
+#[test]
+fn an_incident_of_an_earlier_process_about_a_server_that_is_not_configured_is_over() {
+    // The file may be read after the configuration.
+    let mut desk = Desk::new(&["a"]);
+    desk.fire("write_stalled");
+    desk.deliver();
+    let mut outbox = Outbox::new(vec![receiver("a")]);
+
+    outbox.set_upstreams([Box::from("other:5432")].into(), Timestamp::now(), desk.now);
+    outbox.adopt(desk.outbox.saved(), Timestamp::now(), desk.now);
+
+    assert_eq!(outbox.open_count(), 0);
+    assert_eq!(outbox.pending(), 1);
+}
