@@ -193,6 +193,23 @@ impl Connector {
         Ok(handshake.into_backend(worker, lifetime))
     }
 
+    /// Whether `PostgreSQL` is there and answers. It forks a process for that, as for a login.
+    ///
+    /// # Errors
+    /// See [`ConnectError`]; nothing is refused.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the socket.
+    pub async fn knock(&self) -> Result<(), ConnectError> {
+        let (mut socket, _) = self.dial().await?;
+        socket.configure(&KEEPALIVE)?;
+        // One that answers something else is up as well: a postmaster that takes no connections says so.
+        match request_tls(&mut socket).await {
+            Ok(_) | Err(ConnectError::Protocol(_)) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     async fn attempt(
         &self,
         login: &Login,

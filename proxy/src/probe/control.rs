@@ -263,11 +263,11 @@ impl Control {
     ) -> Result<Connection, ControlError> {
         let start = Instant::now();
         let deadline = start + CONNECT_TIMEOUT;
-        let login = (self.login)().ok_or(ControlError::NoLogin)?;
+        let login = (self.login)();
         let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned()).await;
         let place = place.ok().and_then(Result::ok).ok_or(ControlError::Busy)?;
         let connector = (self.connector)();
-        let mut attempt = Box::pin(log_in(&connector, login, place, Arc::clone(&self.abandoned)));
+        let mut attempt = Box::pin(come_in(&connector, login, place, Arc::clone(&self.abandoned)));
         let reached = tokio::select! {
             connection = &mut attempt => return connection,
             reached = reach_late(&connector.address, deadline) => reached,
@@ -283,12 +283,18 @@ impl Control {
     }
 }
 
-async fn log_in(
+/// Logs in. Where nobody is known to log in as it only knocks: a server that is frozen or gone must be found out also
+/// when it was so before anybody came.
+async fn come_in(
     connector: &Connector,
-    login: Login,
+    login: Option<Login>,
     place: OwnedSemaphorePermit,
     abandoned: Arc<Abandoned>,
 ) -> Result<Connection, ControlError> {
+    let Some(login) = login else {
+        connector.knock().await?;
+        return Err(ControlError::NoLogin);
+    };
     let login = Login { application_name: Some(APPLICATION_NAME), ..login };
     let backend = connector.connect(&login, NO_WORKER, LIFETIME).await?;
     Ok(Connection { backend: Some(Box::new(backend)), user: login.user, abandoned, _place: place })

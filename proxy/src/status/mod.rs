@@ -1,7 +1,7 @@
 //! The state of the sidecar as one document: what `/status`, the dashboard and `tidegate status` show.
 //!
 //! A [`Status`] is made from atomics and snapshots ([`Status::collect`]); making one neither awaits anything nor
-//! holds a lock for longer than it takes to copy a few numbers. Times are milliseconds, of the Unix epoch where
+//! takes a lock of the data path: who hangs there cannot hang who looks. Times are milliseconds, of the Unix epoch where
 //! the name ends in `_at_ms`. What a part of the sidecar does not know is absent.
 //!
 //! What the breakers, the topology, alerts and the watchdog know comes in through `source`; `collect` is
