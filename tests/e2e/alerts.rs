@@ -1,12 +1,14 @@
 //! Whoever has to know is told, once, whatever happens to the sidecar.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::Value;
-use tidegate_tests::{PATIENCE, Proxy, ProxyOptions, Signal, WebReceiver, wait_for, within};
+use tidegate_tests::{PATIENCE, Proxy, ProxyOptions, Signal, WebReceiver, shared_postgres, wait_for, within};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
 use tokio::time::Instant;
 
 use crate::TIDEGATE;
@@ -15,9 +17,10 @@ use crate::rig::{SOON, holds_for};
 /// The promise to operators, from the moment that a thread is stuck.
 const FIVE_SECONDS: Duration = Duration::from_secs(5);
 
-/// A sidecar that can be broken on purpose. It needs no database: nobody logs in.
+/// A sidecar that can be broken on purpose. Nobody logs in; a server that is not there at all would page.
 fn breakable(settings: &str) -> ProxyOptions {
-    let least = "listen.auth = \"trust\"\ncluster.upstreams = [\"127.0.0.1:1\"]\n";
+    let upstream = shared_postgres().port();
+    let least = format!("listen.auth = \"trust\"\ncluster.upstreams = [\"127.0.0.1:{upstream}\"]\n");
     ProxyOptions::new(TIDEGATE).config(&format!("{least}{settings}\n")).environment("TIDEGATE_DEBUG", "1")
 }
 
@@ -84,6 +87,31 @@ async fn an_incident_is_one_message_and_its_end_another() {
     let metrics = proxy.metrics().await;
     assert_eq!(metrics.get("tidegate_alerts_sent_total", &[("kind", "json")]), Some(2.0));
     assert_eq!(metrics.get("tidegate_alerts_open", &[]), Some(0.0));
+}
+
+#[tokio::test]
+async fn a_receiver_that_accepts_and_never_answers_delays_no_other_and_is_asked_again() {
+    // Without a deadline one dead relay is the end of all paging.
+    let deaf = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = deaf.local_addr().unwrap();
+    let receiver = WebReceiver::start().await;
+    let webhooks = format!(
+        "alerts.webhooks = [{{ url = \"http://{address}/hook\" }}, {{ url = \"{}\" }}]\n",
+        receiver.url("/hook")
+    );
+    let proxy = breakable(&webhooks).start().await;
+
+    let start = Instant::now();
+    order(&proxy, "fire?alert=trouble").await;
+    order(&proxy, "resolve?alert=trouble").await;
+    receiver.wait_accepted(2).await;
+    let took = start.elapsed();
+
+    assert!(took < Duration::from_secs(2), "{took:?}, which is one attempt at the other");
+    let first = within(SOON, "an attempt", deaf.accept()).await.unwrap();
+    let again = within(SOON, "another one, since that took too long", deaf.accept()).await.unwrap();
+    drop((first, again));
+    assert_eq!(proxy.metrics().await.get("tidegate_alerts_pending", &[]), Some(2.0));
 }
 
 #[tokio::test]

@@ -1,4 +1,4 @@
-//! tokio-postgres through transaction mode: it pipelines whatever is asked at the same time, and names what it prepares.
+//! tokio-postgres through transaction mode and session mode: it pipelines whatever is asked at the same time, and names what it prepares.
 
 use std::collections::BTreeMap;
 use std::pin::pin;
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use futures_util::future::{join_all, poll_fn};
 use futures_util::{SinkExt, TryStreamExt};
-use tidegate_tests::{Frames, wait_until, within};
+use tidegate_tests::{Frames, ProxyOptions, wait_until, within};
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_postgres::error::SqlState;
@@ -16,10 +16,36 @@ use crate::rig::{PATIENT, Rig, SOON, pool_of, run, sidecar};
 
 const BACKENDS: usize = 5;
 
-#[tokio::test]
-async fn pipelined_queries_are_answered_in_order() {
+/// Makes a sidecar with pools of a size, in one mode or the other.
+type Pool = fn(usize) -> ProxyOptions;
+
+/// The driver must not notice in which mode it is.
+macro_rules! in_both_modes {
+    ($($claim:ident,)*) => {
+        mod transaction_mode {
+            $(#[tokio::test] async fn $claim() { super::$claim(crate::rig::pool_of).await; })*
+        }
+        mod session_mode {
+            $(#[tokio::test] async fn $claim() { super::$claim(crate::rig::session_pool_of).await; })*
+        }
+    };
+}
+
+in_both_modes! {
+    pipelined_queries_are_answered_in_order,
+    an_error_in_a_pipeline_is_its_own_statements,
+    a_statement_of_the_protocol_has_its_name_in_sql_too,
+    copy_goes_both_ways,
+    a_copy_that_is_given_up_leaves_nothing,
+    the_cancel_token_cancels,
+    portals_give_their_rows_in_parts,
+    transactions_commit_roll_back_and_nest,
+    notifications_arrive,
+}
+
+async fn pipelined_queries_are_answered_in_order(pool: Pool) {
     // All hundred are sent before the first answer is read; one answer too many or too few shifts all that follow.
-    let rig = Rig::start(pool_of(BACKENDS)).await;
+    let rig = Rig::start(pool(BACKENDS)).await;
     let client = rig.client().await;
     let add = client.prepare("SELECT $1::int + 1000").await.unwrap();
     let text = client.prepare("SELECT $1::text || '!'").await.unwrap();
@@ -42,10 +68,9 @@ async fn pipelined_queries_are_answered_in_order() {
     }
 }
 
-#[tokio::test]
-async fn an_error_in_a_pipeline_is_its_own_statements() {
+async fn an_error_in_a_pipeline_is_its_own_statements(pool: Pool) {
     // Each statement has a Sync of its own: the neighbours must not notice.
-    let rig = Rig::start(pool_of(BACKENDS)).await;
+    let rig = Rig::start(pool(BACKENDS)).await;
     let client = rig.client().await;
     let divide = client.prepare("SELECT 100 / $1::int").await.unwrap();
 
@@ -119,10 +144,9 @@ async fn two_hundred_clients_prepare_on_five_backends_without_an_error() {
     assert!(counts.values().any(|count| *count > 8), "nothing stayed prepared: {counts:?}");
 }
 
-#[tokio::test]
-async fn a_statement_of_the_protocol_has_its_name_in_sql_too() {
+async fn a_statement_of_the_protocol_has_its_name_in_sql_too(pool: Pool) {
     // PostgreSQL has one namespace for both; in the backend the statement may have another name.
-    let rig = Rig::start(pool_of(1)).await;
+    let rig = Rig::start(pool(1)).await;
     let mut app = rig.app().await;
     app.exchange(Frames::new().parse("mine", "SELECT 42", &[]).sync()).await;
 
@@ -158,10 +182,9 @@ async fn a_statement_outlives_a_change_of_its_table() {
     assert_eq!(two.query_one(&fresh, &[]).await.unwrap().get::<_, i32>(1), 2);
 }
 
-#[tokio::test]
-async fn copy_goes_both_ways() {
+async fn copy_goes_both_ways(pool: Pool) {
     // Other clients work in between: a CopyData in the wrong hands is a protocol error there.
-    let rig = Rig::start(pool_of(2)).await;
+    let rig = Rig::start(pool(2)).await;
     let (client, other) = (rig.client().await, rig.client().await);
     client.batch_execute("CREATE TABLE t (a int, b text)").await.unwrap();
 
@@ -182,10 +205,9 @@ async fn copy_goes_both_ways() {
     assert_eq!(text.lines().count(), 5_000);
 }
 
-#[tokio::test]
-async fn a_copy_that_is_given_up_leaves_nothing() {
+async fn a_copy_that_is_given_up_leaves_nothing(pool: Pool) {
     // Dropping the sink sends CopyFail; the connection goes on.
-    let rig = Rig::start(pool_of(1)).await;
+    let rig = Rig::start(pool(1)).await;
     let client = rig.client().await;
     client.batch_execute("CREATE TABLE t (a int)").await.unwrap();
 
@@ -199,10 +221,9 @@ async fn a_copy_that_is_given_up_leaves_nothing() {
     assert_eq!(count.get::<_, i64>(0), 0);
 }
 
-#[tokio::test]
-async fn the_cancel_token_cancels() {
+async fn the_cancel_token_cancels(pool: Pool) {
     // It carries our key, over a connection of its own.
-    let rig = Rig::start(pool_of(BACKENDS)).await;
+    let rig = Rig::start(pool(BACKENDS)).await;
     let client = rig.client().await;
     let token = client.cancel_token();
 
@@ -217,10 +238,9 @@ async fn the_cancel_token_cancels() {
     assert_eq!(client.query_one("SELECT 1", &[]).await.unwrap().get::<_, i32>(0), 1);
 }
 
-#[tokio::test]
-async fn portals_give_their_rows_in_parts() {
+async fn portals_give_their_rows_in_parts(pool: Pool) {
     // The portal lives in one backend until its transaction ends; PortalSuspended must not end the lease.
-    let rig = Rig::start(pool_of(2)).await;
+    let rig = Rig::start(pool(2)).await;
     let (mut client, other) = (rig.client().await, rig.client().await);
     let transaction = client.transaction().await.unwrap();
     let portal = transaction.bind("SELECT * FROM generate_series(1, 100)", &[]).await.unwrap();
@@ -239,10 +259,9 @@ async fn portals_give_their_rows_in_parts() {
     assert_eq!(all, (1..=100).collect::<Vec<_>>());
 }
 
-#[tokio::test]
-async fn transactions_commit_roll_back_and_nest() {
+async fn transactions_commit_roll_back_and_nest(pool: Pool) {
     // A transaction that is dropped is rolled back by the driver, later than the next statement is asked for.
-    let rig = Rig::start(pool_of(2)).await;
+    let rig = Rig::start(pool(2)).await;
     let (mut client, other) = (rig.client().await, rig.client().await);
     client.batch_execute("CREATE TABLE t (a int)").await.unwrap();
 
@@ -262,10 +281,9 @@ async fn transactions_commit_roll_back_and_nest() {
     assert_eq!(rows.iter().map(|row| row.get::<_, i32>(0)).collect::<Vec<_>>(), [1]);
 }
 
-#[tokio::test]
-async fn notifications_arrive() {
+async fn notifications_arrive(pool: Pool) {
     // Through the driver's own connection task, while the client is idle.
-    let rig = Rig::start(pool_of(2)).await;
+    let rig = Rig::start(pool(2)).await;
     let url = rig.proxy().url("postgres", &rig.database);
     let (client, mut connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
     let (sender, mut receiver) = mpsc::channel(10);
