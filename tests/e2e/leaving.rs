@@ -9,7 +9,7 @@ use crate::rig::{Rig, SOON, own_postgres, pool_of, run};
 const ZONE: &str = "Asia/Tokyo";
 
 async fn zone_of(app: &mut ScriptedApp) -> String {
-    run(app, "SHOW TimeZone").await.value().expect("a value")
+    run(app, "SHOW TimeZone").await.value().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate_tests::{
-    BackendKey, Frames, Incoming, Message, Proxy, ProxyOptions, Replies, ScriptedApp, ScriptedBackend,
-    ScriptedServer, Signal, fresh_database, wait_for, wait_until, within,
+    BackendKey, Frames, Incoming, Message, Replies, ScriptedApp, ScriptedBackend, ScriptedServer, Signal,
+    fresh_database, wait_for, wait_until, within,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -144,18 +144,35 @@ async fn two_databases_share_the_upstream_limit_and_neither_starves() {
     assert!(all_late * 8 > all_first, "{all_first} against {all_late} statements");
 }
 
+fn key() -> BackendKey {
+    BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }
+}
+
 /// A fake server that logs in slowly and answers everything; says how many logins were open at once.
 async fn slow_login(mut backend: ScriptedBackend, now: &AtomicUsize, most: &AtomicUsize) {
     most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
     tokio::time::sleep(Duration::from_millis(80)).await;
     now.fetch_sub(1, Ordering::SeqCst);
-    backend.welcome(&BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }).await;
+    backend.welcome(&key()).await;
     while let Some(message) = backend.next().await {
         if message.body.starts_with(b"SELECT 5") {
             tokio::time::sleep(Duration::from_millis(300)).await;
         }
         backend.send(answer_to(&message)).await;
     }
+}
+
+/// Probes of a fake server are not answered; an answer that makes no sense would open the breaker.
+const UNANSWERED: &str = "[breaker]\nprobe_timeout = \"60s\"\n";
+
+/// Control connections are in another database.
+fn is_control(backend: &ScriptedBackend) -> bool {
+    backend.parameter("database") != Some("shop")
+}
+
+async fn leave_unanswered(mut backend: ScriptedBackend) {
+    backend.welcome(&key()).await;
+    backend.go_silent().await;
 }
 
 /// What a fake server says that takes everything.
@@ -183,16 +200,15 @@ async fn at_most_two_connects_run_at_a_time() {
         let (now, most, all) = counted.clone();
         async move {
             let Incoming::Session(backend) = incoming else { return };
-            // Control connections are in another database.
-            if backend.parameter("database") == Some("shop") {
-                all.fetch_add(1, Ordering::SeqCst);
-                slow_login(backend, &now, &most).await;
-            } else {
-                slow_login(backend, &AtomicUsize::new(0), &AtomicUsize::new(0)).await;
+            if is_control(&backend) {
+                return leave_unanswered(backend).await;
             }
+            all.fetch_add(1, Ordering::SeqCst);
+            slow_login(backend, &now, &most).await;
         }
     });
-    let proxy = pool_of(10).upstream(&server.url()).start().await;
+    let config = format!("[pool]\nsize = 10\n{UNANSWERED}{PATIENT}");
+    let proxy = sidecar(&config).upstream(&server.url()).start().await;
 
     let mut sessions = JoinSet::new();
     for _ in 0..10 {
@@ -523,66 +539,12 @@ async fn a_session_that_leaves_before_its_rows_are_read_frees_its_backend() {
     .await;
 }
 
-/// The only backend of a pool, in the middle of its last statement; somebody waits for it.
-struct LastWords {
-    proxy: Proxy,
-    server: ScriptedServer,
-    backend: ScriptedBackend,
-    app: ScriptedApp,
-    waiting: ScriptedApp,
-    /// Since when.
-    since: Instant,
-}
-
-/// What a fake server does with the session that comes after the one that ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Next {
-    Served,
-    /// Its login takes for ever.
-    Hangs,
-}
-
-impl LastWords {
-    async fn start(options: ProxyOptions, next: Next) -> Self {
-        let mut server = ScriptedServer::start().await;
-        let (hand, mut handed) = mpsc::channel(1);
-        let logins = Arc::new(AtomicUsize::new(0));
-        server.serve(move |incoming| {
-            let (hand, logins) = (hand.clone(), Arc::clone(&logins));
-            async move {
-                let Incoming::Session(backend) = incoming else { return };
-                // Control connections are in another database.
-                let ours = backend.parameter("database") == Some("shop");
-                if ours && logins.fetch_add(1, Ordering::SeqCst) > 0 && next == Next::Hangs {
-                    return backend.go_silent().await;
-                }
-                answer_until_the_last(backend, hand).await;
-            }
-        });
-        let proxy = options.upstream(&server.url()).start().await;
-        let (mut app, _) = ScriptedApp::session(proxy.address(), "postgres", "shop").await;
-        let (mut waiting, _) = ScriptedApp::session(proxy.address(), "postgres", "shop").await;
-        app.send(Frames::new().query("SELECT 'last'")).await;
-        let backend = within(SOON, "the last statement", handed.recv()).await.unwrap();
-        let since = Instant::now();
-        waiting.send(Frames::new().query("SELECT 5")).await;
-        waiting.expect_silence(Duration::from_millis(200)).await;
-        Self { proxy, server, backend, app, waiting, since }
-    }
-
-    /// The last answer, and the end of its connection: in one look of the sidecar.
-    async fn end(mut self) -> (Proxy, ScriptedServer, ScriptedApp) {
-        self.proxy.freeze();
-        self.backend.send(Replies::new().one_value("last")).await;
-        drop(self.backend);
-        self.proxy.signal(Signal::CONT);
-        assert_eq!(self.app.reply().await.value().as_deref(), Some("last"));
-        (self.proxy, self.server, self.waiting)
-    }
-}
-
+/// A fake server that takes everything; a session that is asked for the last time is handed over.
 async fn answer_until_the_last(mut backend: ScriptedBackend, hand: mpsc::Sender<ScriptedBackend>) {
-    backend.welcome(&BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }).await;
+    if is_control(&backend) {
+        return leave_unanswered(backend).await;
+    }
+    backend.welcome(&key()).await;
     while let Some(message) = backend.next().await {
         if message.body.starts_with(b"SELECT 'last'") {
             return hand.send(backend).await.unwrap();
@@ -595,29 +557,32 @@ async fn answer_until_the_last(mut backend: ScriptedBackend, hand: mpsc::Sender<
 async fn whoever_waits_gets_no_backend_that_has_ended() {
     // A server that is told to end its sessions does so between two statements. The backend comes back as good, goes
     // straight to whoever waits, and the statement is lost with it.
-    let last = LastWords::start(pool_of(1), Next::Served).await;
+    let mut server = ScriptedServer::start().await;
+    let (hand, mut handed) = mpsc::channel(1);
+    server.serve(move |incoming| {
+        let hand = hand.clone();
+        async move {
+            let Incoming::Session(backend) = incoming else { return };
+            answer_until_the_last(backend, hand).await;
+        }
+    });
+    let config = format!("[pool]\nsize = 1\n{UNANSWERED}{PATIENT}");
+    let proxy = sidecar(&config).upstream(&server.url()).start().await;
+    let (mut app, _) = ScriptedApp::session(proxy.address(), "postgres", "shop").await;
+    let (mut waiting, _) = ScriptedApp::session(proxy.address(), "postgres", "shop").await;
+    app.send(Frames::new().query("SELECT 'last'")).await;
+    let mut backend = within(SOON, "the last statement", handed.recv()).await.unwrap();
+    waiting.send(Frames::new().query("SELECT 5")).await;
+    waiting.expect_silence(Duration::from_millis(200)).await;
 
-    let (_proxy, _server, mut waiting) = last.end().await;
+    // The sidecar sees the answer and the end behind it at once.
+    proxy.freeze();
+    backend.send(Replies::new().one_value("last")).await;
+    drop(backend);
+    proxy.signal(Signal::CONT);
 
+    assert_eq!(app.reply().await.value().as_deref(), Some("last"));
     let reply = waiting.reply().await;
     assert_eq!(reply.error(), None);
     assert_eq!(reply.value().as_deref(), Some("5"));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_waits_for_another_backend_waits_no_longer_in_all() {
-    // Who has to ask again for a backend that had ended joins a queue, and would wait there for the whole time again.
-    const QUEUE: Duration = Duration::from_secs(3);
-    let config = format!("[pool]\nsize = 1\n{}", PATIENT.replace("queue = \"15s\"", "queue = \"3s\""));
-    let last = LastWords::start(sidecar(&config), Next::Hangs).await;
-    let since = last.since;
-    tokio::time::sleep(QUEUE * 2 / 3).await;
-
-    let (_proxy, _server, mut waiting) = last.end().await;
-    let refused = waiting.reply().await;
-    let waited = since.elapsed();
-
-    let error = refused.error().expect("an error");
-    assert_eq!((error.code(), error.detail_of("reason")), ("53300", Some("queue_timeout")), "{error:?}");
-    assert!((QUEUE * 9 / 10..QUEUE * 4 / 3).contains(&waited), "{waited:?}");
 }

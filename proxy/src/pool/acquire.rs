@@ -123,3 +123,56 @@ impl Drop for Acquire {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::super::tests::{pool, put};
+    use super::*;
+
+    const ANYWHERE: usize = 0;
+
+    /// A checkout that waits, in a pool that has nothing.
+    fn wait(pool: &Arc<Pool>, ask: Ask) -> Acquire {
+        let mut acquire = pool.acquire(Lane::Read, ask, ANYWHERE);
+        assert!(look(&mut acquire).is_pending());
+        acquire
+    }
+
+    fn look(acquire: &mut Acquire) -> Poll<Result<Lease, Refusal>> {
+        Pin::new(acquire).poll(&mut Context::from_waker(std::task::Waker::noop()))
+    }
+
+    #[tokio::test]
+    async fn whoever_waits_gets_no_backend_that_was_given_up_in_between() {
+        // The server may be one that must not be written to any more: the statement would be its own damage.
+        let pool = pool();
+        let mut acquire = wait(&pool, Ask::default());
+        let _server = put(&pool, 1);
+        assert_eq!(pool.state().idle, 0, "it is granted, and nobody has looked yet");
+
+        pool.reconnect();
+
+        assert!(look(&mut acquire).is_pending());
+        assert_eq!(pool.state().waiting, 1, "the wait goes on");
+    }
+
+    #[tokio::test]
+    async fn whoever_has_to_wait_again_waits_no_longer_in_all() {
+        // To ask again is to join a queue, where the time would begin anew.
+        let pool = pool();
+        let wait_max = Duration::from_secs(1);
+        let begun = Instant::now();
+        let mut acquire = wait(&pool, Ask { wait_max: Some(wait_max), ..Ask::default() });
+        tokio::time::sleep_until(begun + wait_max * 3 / 4).await;
+        let _server = put(&pool, 1);
+        pool.reconnect();
+        assert!(look(&mut acquire).is_pending());
+
+        tokio::time::sleep_until(begun + wait_max * 5 / 4).await;
+        pool.sweep_waiters(Instant::now());
+
+        assert!(matches!(look(&mut acquire), Poll::Ready(Err(_))));
+    }
+}

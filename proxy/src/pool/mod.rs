@@ -480,7 +480,7 @@ mod tests {
     const ANYWHERE: usize = 0;
 
     /// A pool of a server that is not there.
-    fn pool() -> Arc<Pool> {
+    pub(super) fn pool() -> Arc<Pool> {
         let sources =
             Sources { upstreams: vec![Password::new("127.0.0.1:1".to_owned())], ..Sources::default() };
         let limits = Limits::of(&Config::load(&sources).unwrap());
@@ -492,7 +492,7 @@ mod tests {
     }
 
     /// Puts a backend into the pool that was idle since the process started; gives the server's end of it.
-    fn put(pool: &Arc<Pool>, process_id: u32) -> UnixStream {
+    pub(super) fn put(pool: &Arc<Pool>, process_id: u32) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         assert!(pool.upstream.reserve(pool, pool.open.fetch_add(1, Ordering::Relaxed)));
         pool.backends.put(Box::new(Backend {

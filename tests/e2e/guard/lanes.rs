@@ -118,7 +118,7 @@ impl Sorter {
         }
         run(&mut reader, "COMMIT").await;
         run(&mut holder, "INSERT INTO ledger VALUES (0)").await;
-        Self { node, proxy, holder: holder }
+        Self { node, proxy, holder }
     }
 }
 
