@@ -534,7 +534,7 @@ async fn a_setting_that_is_refused_later_ends_its_session_and_nothing_else() {
     app.send(Frames::new().query("SELECT 1")).await;
     let end = app.expect_end().await;
 
-    let error = end.last().and_then(Message::problem).expect("an error");
+    let error = end.last().and_then(Message::problem).unwrap();
     assert_eq!((error.severity(), error.detail_of("outcome")), ("FATAL", Some("not_sent")), "{error:?}");
     wait_nothing_runs(rig.proxy()).await;
     assert_eq!(value(&mut other, "SELECT pg_backend_pid()").await, process);
@@ -570,7 +570,7 @@ async fn is_lost_behind_a_commit(options: ProxyOptions) {
     let end = app.expect_end().await;
 
     assert_eq!(committed.commands().last().map(String::as_str), Some("COMMIT"));
-    let error = end.last().and_then(Message::problem).expect("an error");
+    let error = end.last().and_then(Message::problem).unwrap();
     assert_eq!((error.severity(), error.code()), ("FATAL", "08006"), "{error:?}");
     assert_eq!((error.detail_of("reason"), error.detail_of("outcome")), (Some("session_lost"), None));
 }

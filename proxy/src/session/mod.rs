@@ -257,11 +257,15 @@ impl Session {
     }
 
     /// Asks the stack for a backend. `Err(None)`: the application left while it waited.
-    async fn checkout(&mut self, sorted: Sorted, began: Instant, ask: Ask) -> Leased {
+    async fn checkout(&mut self, sorted: Sorted, began: Instant, mut ask: Ask) -> Leased {
+        let until = ask.wait_max.map(|most| Instant::now() + most);
         let (lease, now) = loop {
             let epoch = self.go_where_it_runs(sorted, ask.deadline).await?;
             match self.acquire(sorted.lane, ask, clock::now()).await {
-                Err(Some(refusal)) if self.is_elsewhere_now(&refusal, epoch, ask.deadline) => {}
+                Err(Some(refusal)) if self.is_elsewhere_now(&refusal, epoch, ask.deadline) => {
+                    // In all it waits no longer than in one queue.
+                    ask.wait_max = until.map(|until| until.saturating_duration_since(Instant::now()));
+                }
                 // The wait for it is not part of the service.
                 acquired => break (acquired?, clock::now()),
             }
