@@ -46,7 +46,10 @@ pub mod console;
 pub mod journal;
 pub mod watchdog;
 
+pub mod file_limit;
+pub mod run;
 pub mod server;
 pub mod status;
 pub mod sweep;
 pub mod telemetry;
+pub mod worker;

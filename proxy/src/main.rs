@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use tidegate::cli::{self, Command, Options};
 use tidegate::config::Config;
-use tidegate::{import, server, status, telemetry};
+use tidegate::{import, run, server, status, telemetry};
 
 fn main() -> ExitCode {
     match cli::parse() {
@@ -36,7 +36,7 @@ fn run(options: &Options) -> ExitCode {
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
-    match server::run(config, &sources) {
+    match run::run(config, &sources) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", server::describe(&error));

@@ -1,7 +1,7 @@
-//! The running sidecar: what its threads share, and how it starts, reloads and stops.
+//! What the threads of the running sidecar share, and how it is changed while it runs.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -9,34 +9,31 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use thiserror::Error;
 use tidegate_layers::shed::Ask;
 use tokio::runtime::Handle;
-use tokio::signal::unix::{Signal as SignalStream, SignalKind, signal};
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
 
 use crate::alerts::Alerts;
 use crate::auth::scram::{KeyCache, SaltKey};
 use crate::auth::{ScramError, Secret, UserlistError};
 use crate::backend::{Connector, Login};
 use crate::config::{Config, ListenTlsMode, Sources, UpstreamAddress, reload_refusals};
-use crate::console::{Order, Ties};
+use crate::console::Ties;
 use crate::discovery::RecordError;
 use crate::exchange::facts::Reach;
 use crate::failover::{self, Failover, Told};
-use crate::frontend::listener::Listener;
 use crate::frontend::secrets::Secrets;
 use crate::guard::{Logins, Reporters};
 use crate::journal::{Decision, Journal, Kind};
 use crate::pool::routes::Policy;
-use crate::pool::upstream::{Limits, enter_worker};
+use crate::pool::upstream::Limits;
 use crate::pool::{Databases, PoolKey, Routes, Upstream};
 use crate::session::policy::Policies;
 use crate::session::registry::{Registry, Signal};
 use crate::sql::Lane;
 use crate::state_dir::StateDir;
 use crate::status::board::Board;
-use crate::sweep;
 use crate::tls::{ClientTls, ServerTls, TlsError};
-use crate::watchdog::{Watchdog, Who, systemd};
+use crate::watchdog::{Watchdog, Who};
+use crate::worker::Worker;
 
 /// Keys derived from passwords that are remembered.
 const KEYS_KEPT: usize = 1024;
@@ -45,13 +42,6 @@ const AUTH_QUERIES: usize = 4;
 
 /// While sessions are drained, how often it is looked whether they have gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
-
-/// How long the process waits at its end for alerts that are being sent; what is left is sent at the next start.
-const LAST_ALERTS: Duration = Duration::from_millis(500);
-
-/// Polls of sessions between two looks at the sockets while there is work. Each look is a system call; a batch
-/// of events is over long before.
-const EVENT_INTERVAL: u32 = 512;
 
 /// What all threads see.
 #[derive(Debug)]
@@ -102,34 +92,6 @@ struct Ready {
     connectors: Vec<Connector>,
 }
 
-/// A data worker.
-#[derive(Debug)]
-pub struct Worker {
-    /// Its number; the first accepts.
-    pub index: usize,
-    /// Its runtime.
-    pub handle: Handle,
-    sessions: Arc<AtomicUsize>,
-}
-
-/// One session's share of a worker's load.
-#[derive(Debug)]
-pub struct Load(Arc<AtomicUsize>);
-
-impl Worker {
-    /// Counts a session in.
-    pub fn load(&self) -> Load {
-        self.sessions.fetch_add(1, Ordering::Relaxed);
-        Load(Arc::clone(&self.sessions))
-    }
-}
-
-impl Drop for Load {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Why the sidecar cannot run.
 #[derive(Debug, Error)]
 pub enum ServerError {
@@ -165,7 +127,7 @@ pub enum ServerError {
 }
 
 impl Shared {
-    fn new(config: Config, workers: Vec<Worker>) -> Result<Self, ServerError> {
+    pub(crate) fn new(config: Config, workers: Vec<Worker>) -> Result<Self, ServerError> {
         let keys = Arc::new(KeyCache::new(KEYS_KEPT)?);
         let databases = Arc::default();
         let logins = Arc::default();
@@ -200,7 +162,7 @@ impl Shared {
     }
 
     /// Lets all threads count, and starts the watchdog.
-    fn watch(&self, main: &Handle) -> io::Result<()> {
+    pub(crate) fn watch(&self, main: &Handle) -> io::Result<()> {
         for worker in &self.workers {
             worker.handle.spawn(Arc::clone(&self.watchdog).tick(Who::Worker(worker.index)));
         }
@@ -215,7 +177,7 @@ impl Shared {
 
     /// The worker with the fewest sessions.
     pub fn least_loaded(&self) -> &Worker {
-        let least = self.workers.iter().min_by_key(|worker| worker.sessions.load(Ordering::Relaxed));
+        let least = self.workers.iter().min_by_key(|worker| worker.loaded());
         least.unwrap_or_else(|| unreachable!("there is at least one worker"))
     }
 
@@ -293,7 +255,7 @@ impl Shared {
     }
 
     /// From now on the guards of all upstreams are watched, on the control thread.
-    fn take_control(&self, control: Handle) {
+    pub(crate) fn take_control(&self, control: Handle) {
         self.routes.resolver.run_on(control.clone());
         let control = self.control.get_or_init(|| control);
         self.board.orders.apply(&self.routes);
@@ -309,7 +271,7 @@ impl Shared {
     }
 
     /// From now on it is found out who is the primary.
-    fn discover(&self) -> Result<(), ServerError> {
+    pub(crate) fn discover(&self) -> Result<(), ServerError> {
         let Some(control) = self.control.get() else { return Ok(()) };
         let settings = failover::settings(&self.config.load())?;
         let told = Told { journal: Arc::clone(&self.journal), alerts: self.alerts.clone() };
@@ -342,7 +304,7 @@ impl Shared {
     }
 
     /// Takes a new configuration over, all or nothing. The journal has it first.
-    async fn reload(&self, sources: &Sources) -> Result<Vec<String>, Vec<String>> {
+    pub(crate) async fn reload(&self, sources: &Sources) -> Result<Vec<String>, Vec<String>> {
         let decision = Decision::new(Kind::Configuration);
         match self.prepare(sources).await {
             Ok(ready) => {
@@ -426,7 +388,7 @@ impl Shared {
     }
 
     /// Waits until the last session has ended, or until `deadline`.
-    async fn drain(&self, deadline: Duration) {
+    pub(crate) async fn drain(&self, deadline: Duration) {
         self.draining.store(true, Ordering::Relaxed);
         tracing::info!(sessions = self.registry.len(), "draining");
         let end = Instant::now() + deadline;
@@ -492,183 +454,4 @@ pub fn file_problems(config: &Config) -> Vec<String> {
     let ours = server_tls(config).err().map(|error| describe(&error));
     let theirs = ClientTls::new(&config.cluster.tls).err().map(|error| describe(&error));
     [userlist, ours, theirs].into_iter().flatten().collect()
-}
-
-/// Runs the sidecar until it is told to stop.
-///
-/// # Errors
-/// When it cannot start.
-pub fn run(config: Config, sources: &Sources) -> Result<(), ServerError> {
-    let exporter = crate::telemetry::metrics::install();
-    raise_file_limit(config.listen.max_sessions, config.pool.max_per_upstream);
-    let workers = (0..config.workers.max(1)).map(start_worker).collect::<io::Result<Vec<_>>>()?;
-    let admin = config.admin.address;
-    let shared = Arc::new(Shared::new(config, workers)?);
-    let listeners = open_listeners(&shared.config.load())?;
-    let admin = std::net::TcpListener::bind(admin)
-        .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-        .map_err(|source| ServerError::Listen { address: admin.to_string(), source })?;
-    let admin_address = admin.local_addr()?;
-    let control = crate::telemetry::admin::start(admin, Arc::clone(&shared), exporter)?;
-    shared.take_control(control);
-    shared.discover()?;
-    let addresses: Vec<String> = listeners.iter().map(Listener::address).collect();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // Before anybody is told that we are here: who is told to stop right then must drain, not die.
-    let signals = runtime.block_on(async { Signals::catch() })?;
-    let acceptors = Acceptors::start(&shared, listeners);
-    tracing::info!(listen = addresses.join(", "), admin = %admin_address, "ready");
-    systemd::ready();
-    shared.watch(runtime.handle())?;
-    sweep::start(&shared, runtime.handle().clone())?;
-    runtime.block_on(tend(&shared, sources, acceptors, signals))
-}
-
-/// What the process can be told by its supervisor.
-struct Signals {
-    hangup: SignalStream,
-    terminate: SignalStream,
-    interrupt: SignalStream,
-}
-
-impl Signals {
-    /// From now on these signals do not end the process by themselves. Called within a runtime.
-    fn catch() -> io::Result<Self> {
-        Ok(Self {
-            hangup: signal(SignalKind::hangup())?,
-            terminate: signal(SignalKind::terminate())?,
-            interrupt: signal(SignalKind::interrupt())?,
-        })
-    }
-}
-
-fn open_listeners(config: &Config) -> Result<Vec<Listener>, ServerError> {
-    let open = |address: &crate::config::ListenAddress| {
-        Listener::open(address).map_err(|source| ServerError::Listen { address: address.to_string(), source })
-    };
-    config.listen.addresses.iter().map(open).collect()
-}
-
-/// The tasks that accept; they end when told.
-struct Acceptors(Vec<JoinHandle<io::Result<()>>>);
-
-impl Acceptors {
-    fn start(shared: &Arc<Shared>, listeners: Vec<Listener>) -> Self {
-        let spawn = |listener: Listener| {
-            let task = listener.run(Arc::clone(shared));
-            shared.workers.first().map(|worker| worker.handle.spawn(task))
-        };
-        Self(listeners.into_iter().filter_map(spawn).collect())
-    }
-
-    /// Closes the sockets and removes their files.
-    async fn stop(self) {
-        for acceptor in &self.0 {
-            acceptor.abort();
-        }
-        for acceptor in self.0 {
-            // Over once the task is dropped, and with it the socket; a worker that is stuck is not waited for.
-            let _ = tokio::time::timeout(Duration::from_secs(1), acceptor).await;
-        }
-    }
-}
-
-/// Obeys signals and orders until the end.
-async fn tend(
-    shared: &Arc<Shared>,
-    sources: &Sources,
-    acceptors: Acceptors,
-    signals: Signals,
-) -> Result<(), ServerError> {
-    let Signals { mut hangup, mut terminate, mut interrupt } = signals;
-    let evidence = format!("version {}, process {}", env!("CARGO_PKG_VERSION"), std::process::id());
-    shared
-        .journal
-        .record(Decision::new(Kind::Process).change("starting", "serving").evidence(&evidence))
-        .forget();
-    tokio::select! {
-        () = reload_on(&mut hangup, shared, sources) => {}
-        () = obey(shared, sources) => {}
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    systemd::stopping();
-    let evidence = format!("told to stop, with {} sessions", shared.registry.len());
-    shared
-        .journal
-        .record(Decision::new(Kind::Process).change("serving", "draining").evidence(&evidence))
-        .settled()
-        .await;
-    acceptors.stop().await;
-    let deadline = shared.config.load().timeouts.drain;
-    tokio::select! {
-        () = shared.drain(deadline) => {}
-        _ = terminate.recv() => tracing::warn!("told twice, ending at once"),
-        _ = interrupt.recv() => tracing::warn!("told twice, ending at once"),
-    }
-    let evidence = format!("{} sessions were left", shared.registry.len());
-    shared
-        .journal
-        .record(Decision::new(Kind::Process).change("draining", "stopped").evidence(&evidence))
-        .settled()
-        .await;
-    shared.alerts.settle(LAST_ALERTS).await;
-    tracing::info!("stopped");
-    Ok(())
-}
-
-async fn reload_on(hangup: &mut SignalStream, shared: &Arc<Shared>, sources: &Sources) {
-    while hangup.recv().await.is_some() {
-        // Its outcome is in the log.
-        let _ = shared.reload(sources).await;
-    }
-}
-
-/// Does what operators say in the console, until they say stop.
-async fn obey(shared: &Arc<Shared>, sources: &Sources) {
-    loop {
-        match shared.ties.next_order().await {
-            // A console that has left in the meantime needs no answer.
-            Order::Reload(answer) => drop(answer.send(shared.reload(sources).await)),
-            Order::Shutdown => return,
-        }
-    }
-}
-
-fn start_worker(index: usize) -> io::Result<Worker> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .event_interval(EVENT_INTERVAL)
-        .global_queue_interval(EVENT_INTERVAL)
-        .on_thread_unpark(crate::clock::begin_turn)
-        .build()?;
-    let handle = runtime.handle().clone();
-    std::thread::Builder::new().name(format!("tidegate-worker-{index}")).spawn(move || {
-        enter_worker(index);
-        runtime.block_on(std::future::pending::<()>());
-    })?;
-    Ok(Worker { index, handle, sessions: Arc::default() })
-}
-
-/// Every session needs a file descriptor, every backend one, and some are for ourselves.
-fn raise_file_limit(max_sessions: usize, max_backends: usize) {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    const OURS: u64 = 128;
-    let needed = u64::try_from(max_sessions.saturating_add(max_backends)).unwrap_or(u64::MAX) + OURS;
-    let limit = getrlimit(Resource::Nofile);
-    if limit.current.is_none_or(|current| current >= needed) {
-        return;
-    }
-    // With the right to do so even the hard limit is raised.
-    let maximum = limit.maximum.map(|maximum| maximum.max(needed));
-    let raised = setrlimit(Resource::Nofile, Rlimit { current: Some(needed), maximum });
-    let raised = raised.or_else(|_| setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }));
-    let reached = getrlimit(Resource::Nofile).current;
-    if raised.is_err() || reached.is_some_and(|reached| reached < needed) {
-        tracing::warn!(
-            limit = reached,
-            needed,
-            "not enough file descriptors for listen.max_sessions; raise the limit (ulimit -n, LimitNOFILE=)"
-        );
-    }
 }

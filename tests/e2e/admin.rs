@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use serde_json::Value;
 use tidegate_chaos::cluster::{Cluster, ClusterOptions, NodeOptions, Programs, Replication};
-use tidegate_tests::{PATIENCE, Proxy, ScriptedApp, ScriptedServer, Signal, WebReceiver, wait_for, within};
+use tidegate_tests::{
+    PATIENCE, Proxy, ScriptedApp, ScriptedServer, Signal, WebReceiver, shared_postgres, wait_for, within,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -16,11 +18,11 @@ use crate::rig::{PATIENT, Rig, SOON, sidecar};
 const TOKEN: &str = "0123456789abcdef";
 
 /// A sidecar that takes orders, before a server that nobody calls.
-async fn idle() -> (Proxy, ScriptedServer) {
-    let server = ScriptedServer::start().await;
+async fn idle() -> Proxy {
     let admin = format!("[admin]\ntoken = \"{TOKEN}\"\n");
-    let settings = format!("[cluster]\nupstreams = [\"{}\"]\n{admin}", server.address());
-    (sidecar(&settings).start().await, server)
+    let upstream = shared_postgres().port();
+    let settings = format!("[cluster]\nupstreams = [\"127.0.0.1:{upstream}\"]\n{admin}");
+    sidecar(&settings).start().await
 }
 
 /// An answer, taken apart.
@@ -87,7 +89,7 @@ fn happened(shown: &Value, kind: &str, what: &str) -> bool {
 #[tokio::test]
 async fn every_page_answers_with_its_type_and_is_kept_nowhere() {
     // A cached "ready" is a lie; a guessed type is a script.
-    let (proxy, _server) = idle().await;
+    let proxy = idle().await;
     for (path, kind) in [
         ("/", "text/html; charset=utf-8"),
         ("/livez", "application/json"),
@@ -110,7 +112,7 @@ async fn every_page_answers_with_its_type_and_is_kept_nowhere() {
 #[tokio::test]
 async fn wrong_methods_and_paths_are_told_what_is_right() {
     // 404 for a wrong method, or 200 for a wrong path, sends people searching in the wrong place.
-    let (proxy, _server) = idle().await;
+    let proxy = idle().await;
 
     let method = ask(&proxy, "DELETE", "/status", &[]).await;
     let get_order = ask(&proxy, "GET", "/pause", &[&bearer()]).await;
@@ -125,7 +127,7 @@ async fn wrong_methods_and_paths_are_told_what_is_right() {
 #[tokio::test]
 async fn orders_are_taken_from_those_with_the_token_and_from_no_web_page() {
     // Any page in a browser on this machine can send a POST here.
-    let (proxy, _server) = idle().await;
+    let proxy = idle().await;
     let bearer = bearer();
     for (headers, status) in [
         (&[][..], 401),
@@ -159,7 +161,7 @@ async fn without_a_token_no_order_is_taken() {
 #[tokio::test]
 async fn an_order_to_a_lane_is_answered_in_words_and_shown() {
     // "open" means the opposite for doors and for breakers; the answer says which.
-    let (proxy, _server) = idle().await;
+    let proxy = idle().await;
 
     let open = order(&proxy, "/lanes/write/open").await;
     let shown = ask(&proxy, "GET", "/status", &[]).await.json();
@@ -261,7 +263,7 @@ async fn reconnect_replaces_idle_backends() {
 #[tokio::test]
 async fn a_reload_is_all_or_nothing_and_says_why() {
     // An operator at a terminal sees the reason at once, and what was in force stays.
-    let (proxy, server) = idle().await;
+    let proxy = idle().await;
     order(&proxy, "/reload").await;
     proxy.write_config("listen.auth = \"trust\"\n[pool]\nsize = 0\n");
 
@@ -270,14 +272,14 @@ async fn a_reload_is_all_or_nothing_and_says_why() {
     assert_eq!(refused.status, 409, "{}", refused.body);
     assert!(refused.json()["detail"].as_str().unwrap().contains("pool.size"), "{}", refused.body);
     let shown = ask(&proxy, "GET", "/status", &[]).await.json();
-    assert_eq!(shown["upstreams"][0]["name"], server.address().to_string());
+    assert_eq!(shown["upstreams"][0]["name"], format!("127.0.0.1:{}", shared_postgres().port()));
     assert_eq!(shown["events"][0]["kind"], "configuration");
 }
 
 #[tokio::test]
 async fn large_requests_are_refused_and_slow_ones_cut_off() {
     // Memory and places are for those who ask something.
-    let (proxy, _server) = idle().await;
+    let proxy = idle().await;
     let address = proxy.admin_address();
     let long = "x".repeat(9000);
 
@@ -301,7 +303,7 @@ async fn large_requests_are_refused_and_slow_ones_cut_off() {
 #[tokio::test]
 async fn clients_that_say_nothing_do_not_keep_others_out_for_long() {
     // 64 places, 80 silent clients: whoever asks must be answered once the first are cut off.
-    let (proxy, _server) = idle().await;
+    let proxy = idle().await;
     let mut silent = Vec::new();
     for _ in 0..80 {
         silent.push(TcpStream::connect(proxy.admin_address()).await.unwrap());
@@ -349,7 +351,7 @@ impl Listener {
 #[tokio::test]
 async fn listeners_get_the_history_at_once_and_then_every_second() {
     // Whoever opens the page in an incident must see how it began.
-    let (proxy, _server) = idle().await;
+    let proxy = idle().await;
     let mut listener = Listener::open(&proxy).await;
     for _ in 0..2 {
         listener.hear("event: sample").await;
@@ -373,7 +375,7 @@ async fn listeners_get_the_history_at_once_and_then_every_second() {
 #[tokio::test]
 async fn listeners_are_bounded_and_their_places_come_back() {
     // Dashboards that were forgotten in browsers must not keep health checks out.
-    let (proxy, _server) = idle().await;
+    let proxy = idle().await;
     let mut listeners = Vec::new();
     for _ in 0..16 {
         let mut listener = Listener::open(&proxy).await;
@@ -448,7 +450,7 @@ async fn metrics_follow_the_format_and_pools_that_are_gone_leave_nothing() {
 #[tokio::test]
 async fn the_terminal_shows_what_the_page_shows_and_tells_by_its_exit_code() {
     // Scripts and people with nothing but a shell.
-    let (proxy, _server) = idle().await;
+    let proxy = idle().await;
     let run = async |arguments: &[&str]| {
         let address = proxy.admin_address().to_string();
         let output = tokio::process::Command::new(crate::TIDEGATE)

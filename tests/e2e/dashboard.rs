@@ -14,7 +14,7 @@ use tidegate::status::{
     Status, Tally, Thread, UpstreamStatus, Watchdog, advice,
 };
 use tidegate::telemetry::admin::page::{PAGE, POLICY};
-use tidegate_tests::ScriptedServer;
+use tidegate_tests::shared_postgres;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -478,9 +478,9 @@ async fn a_page_without_a_sidecar_does_not_pass_old_news_for_new() {
 async fn the_page_follows_the_real_sidecar_and_notices_its_end() {
     // The stage above could differ from what the binary sends: its policy, its stream, its document.
     let Some(mut browser) = Browser::start().await else { return };
-    let server = ScriptedServer::start().await;
     let token = "[admin]\ntoken = \"0123456789abcdef\"\n";
-    let settings = format!("[cluster]\nupstreams = [\"{}\"]\n{token}", server.address());
+    let upstream = shared_postgres().port();
+    let settings = format!("[cluster]\nupstreams = [\"127.0.0.1:{upstream}\"]\n{token}");
     let mut proxy = sidecar(&settings).start().await;
     let url = format!("http://{}/", proxy.admin_address());
 

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tidegate_chaos::cluster::Signal;
 use tidegate_chaos::fault::{Fault, SubjectFault};
-use tidegate_tests::{Proxy, ProxyOptions, WebReceiver, wait_for};
+use tidegate_tests::{Proxy, ProxyOptions, WebReceiver, shared_postgres, wait_for};
 
 use crate::TIDEGATE;
 use crate::rig::SOON;
@@ -69,9 +69,10 @@ async fn pages_leave_from_memory_while_the_disk_is_full_and_are_still_told_once_
     let disk = Disk::mount();
     let mut receiver = WebReceiver::down();
     let config = format!(
-        "state_dir = \"{}\"\nlisten.auth = \"trust\"\ncluster.upstreams = [\"127.0.0.1:1\"]\n\
+        "state_dir = \"{}\"\nlisten.auth = \"trust\"\ncluster.upstreams = [\"127.0.0.1:{}\"]\n\
          alerts.webhooks = [{{ url = \"{}\" }}]\n",
         disk.path().display(),
+        shared_postgres().port(),
         receiver.url("/hook")
     );
     let options = ProxyOptions::new(TIDEGATE).config(&config).environment("TIDEGATE_DEBUG", "1");

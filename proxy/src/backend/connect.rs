@@ -195,19 +195,23 @@ impl Connector {
 
     /// Whether `PostgreSQL` is there and answers. It forks a process for that, as for a login.
     ///
+    /// Asks whether it speaks GSSAPI encryption and leaves, whatever the answer: unlike a login, a request for TLS or a
+    /// cancel that comes to nothing, the server writes no line about that (`ProcessStartupPacket` in
+    /// `src/backend/tcop/backend_startup.c`).
+    ///
     /// # Errors
     /// See [`ConnectError`]; nothing is refused.
     ///
     /// # Cancel safety
     /// Dropping it closes the socket.
     pub async fn knock(&self) -> Result<(), ConnectError> {
+        use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (mut socket, _) = self.dial().await?;
         socket.configure(&KEEPALIVE)?;
-        // One that answers something else is up as well: a postmaster that takes no connections says so.
-        match request_tls(&mut socket).await {
-            Ok(_) | Err(ConnectError::Protocol(_)) => Ok(()),
-            Err(error) => Err(error),
-        }
+        socket.write_all(&startup::gss_enc_request()).await?;
+        // A postmaster that takes no connections now says so, which is an answer, too.
+        socket.read_u8().await?;
+        Ok(())
     }
 
     async fn attempt(

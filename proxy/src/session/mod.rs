@@ -196,7 +196,8 @@ impl Session {
                 }
             };
             if !Arc::ptr_eq(&lease.applied, &self.talk.wanted) {
-                lease = match self.bring_settings(lease, ask.deadline).await {
+                // Seldom, and large: it must not make every session larger.
+                lease = match Box::pin(self.bring_settings(lease, ask.deadline)).await {
                     Ok(lease) => lease,
                     Err(Flowing::On) => continue,
                     Err(Flowing::Ended) => return,
@@ -210,7 +211,7 @@ impl Session {
             if matches!(end, Relayed::Over) && !self.talk.notes.has_settings() {
                 self.let_go(&lease, &end);
                 self.give_back_idle(lease);
-            } else if let Flowing::Ended = self.hold_on(lease, end).await {
+            } else if let Flowing::Ended = Box::pin(self.hold_on(lease, end)).await {
                 return;
             }
         }

@@ -140,6 +140,11 @@ pub fn ssl_request() -> Vec<u8> {
     put_packet(SSL_REQUEST, |_| {})
 }
 
+/// A `GSSENCRequest`.
+pub fn gss_enc_request() -> Vec<u8> {
+    put_packet(GSSENC_REQUEST, |_| {})
+}
+
 /// A `CancelRequest`.
 pub fn cancel_request(process_id: u32, secret: &[u8]) -> Vec<u8> {
     put_packet(CANCEL_REQUEST, |out| {
