@@ -6,7 +6,7 @@ use tidegate_chaos::cluster::{Cluster, ClusterOptions, NodeOptions, Programs, Re
 use tidegate_tests::{ScriptedApp, WebReceiver, wait_for};
 use tokio::task::block_in_place;
 
-use crate::rig::{SOON, run, sidecar};
+use crate::rig::{Rig, SOON, pool_of, run, sidecar};
 
 /// What every sidecar before a pair has, after a read, a write and a pin: family, one label of it, its least value.
 const PROMISED: &[(&str, (&str, &str), f64)] = &[
@@ -87,6 +87,19 @@ async fn every_figure_that_was_promised_has_a_value_a_type_and_a_meaning() {
     })
     .await;
     described(&proxy.get("/metrics").await.body);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_alone_says_who_it_is_too() {
+    // Most are. Whoever looks at the page of one wants to see its timeline and version as well.
+    let rig = Rig::start(pool_of(1)).await;
+    let mut app = rig.app().await;
+    run(&mut app, "SELECT 1").await;
+
+    wait_for(SOON, "its timeline", async || {
+        rig.proxy().metrics().await.get("tidegate_upstream_timeline", &[]).filter(|timeline| *timeline >= 1.0)
+    })
+    .await;
 }
 
 /// Every sample belongs to a family with HELP and TYPE; counters say so in their names, and times and sizes say their unit.

@@ -130,7 +130,12 @@ pub(super) fn upstreams(shared: &Shared) -> Vec<UpstreamRow> {
                     |fence| format!("fenced: {}", fence.word()),
                 )
             }),
-            timeline: view.as_ref().and_then(|view| view.observed).map(|(seen, _)| seen.timeline.0.into()),
+            timeline: view
+                .as_ref()
+                .and_then(|view| view.observed)
+                .map(|(seen, _)| seen)
+                .or_else(|| upstream.seen())
+                .map(|seen| seen.timeline.0.into()),
             lag: view.as_ref().and_then(|view| view.lag),
             epoch: view.as_ref().map_or(0, |view| view.epoch.0),
             backends: upstream.open(),

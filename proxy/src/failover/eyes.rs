@@ -3,17 +3,23 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tidegate_layers::breaker::{Probe as _, ProbeOutcome, Session};
-use tokio::time::Instant;
+use tidegate_layers::breaker::{Phase, Probe as _, ProbeOutcome, Session};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::discovery::{Connection, Observe, ObserveError};
 use crate::exchange::Cause;
 use crate::pool::{Routes, Upstream};
 use crate::probe::{ControlError, Identity, Standing};
+use crate::sql::Lane;
 use crate::upstream::{Lsn, Observation, UpstreamView};
 
 /// The asker's own bound is shorter, or the connect timeout.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often an upstream alone is asked.
+const ALONE: Duration = Duration::from_secs(2);
+/// How long its answer may take: the connection is wanted by those who look for causes.
+const ALONE_DEADLINE: Duration = Duration::from_millis(500);
 
 /// See the module documentation.
 #[derive(Debug)]
@@ -31,6 +37,22 @@ impl Eyes {
         let mut all = self.routes.upstreams();
         let index = all.iter().position(|upstream| upstream.name == view.name)?;
         (all.len() > 1).then(|| all.swap_remove(index))
+    }
+}
+
+/// Asks an upstream that is alone who it is, while all is well with it: for those who look, and nothing follows from it.
+pub(super) async fn look_at_one_alone(routes: Arc<Routes>) {
+    let mut ticks = interval(ALONE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let all = routes.upstreams();
+        if let [alone] = all.as_slice()
+            && Lane::ALL.into_iter().all(|lane| alone.guard.phase(lane) == Phase::Closed)
+            && let Ok(identity) = Identity::ask(&alone.guard.control, Instant::now() + ALONE_DEADLINE).await
+        {
+            alone.see(observation(&identity));
+        }
     }
 }
 

@@ -3,7 +3,7 @@
 //! Discovery runs on the control thread; what it decides is recorded, told, and put in force here, in this order:
 //! a topology becomes that of the [`Routes`] only after the journal has the decisions behind it.
 //!
-//! One upstream alone is not asked: there is nobody to fail over to, and its breakers see all that matters.
+//! About one upstream alone nothing is decided: there is nobody to fail over to, and its breakers see all that matters.
 
 mod eyes;
 mod herald;
@@ -96,6 +96,7 @@ impl Failover {
         let discovery = Discovery::start(settings, eyes, Arc::new(SystemResolver), herald);
         let discovery = Arc::new(discovery);
         control.spawn(follow(Arc::clone(&discovery), Arc::clone(routes), pending, told.alerts));
+        control.spawn(eyes::look_at_one_alone(Arc::clone(routes)));
         let routes = Arc::clone(routes);
         control.spawn(async move {
             loop {

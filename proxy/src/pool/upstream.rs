@@ -20,8 +20,8 @@ use crate::discovery::Hints;
 use crate::guard::{self, Access, Guard, Logins, Watcher};
 use crate::probe::control::CONNECTIONS_MAX;
 use crate::sql::Lane;
-use crate::upstream::UpstreamView;
 use crate::upstream::topology::{Health, Role};
+use crate::upstream::{Observation, UpstreamView};
 
 /// Connects to one server at a time. More only makes a server that comes back slower (`MongoDB` drivers'
 /// `maxConnecting` has the same default).
@@ -166,6 +166,8 @@ pub struct Upstream {
     leased: AtomicUsize,
     /// Where sessions say what they saw, once somebody listens.
     hints: ArcSwapOption<Hints>,
+    /// Who it said it is, where nobody decides by that.
+    seen: ArcSwapOption<Observation>,
     /// It was the primary, or is fenced: what was opened before must not be used any more.
     void: AtomicBool,
     pools: Mutex<HashMap<PoolKey, Arc<Pool>>>,
@@ -218,6 +220,7 @@ impl Upstream {
                 open: AtomicUsize::new(0),
                 leased: AtomicUsize::new(0),
                 hints: ArcSwapOption::empty(),
+                seen: ArcSwapOption::empty(),
                 void: AtomicBool::new(false),
                 pools: Mutex::new(HashMap::new()),
                 listed: ArcSwap::default(),
@@ -380,6 +383,16 @@ impl Upstream {
         }
         drop(pools);
         self.databases.forget_unused();
+    }
+
+    /// It said who it is.
+    pub(crate) fn see(&self, said: Observation) {
+        self.seen.store(Some(Arc::new(said)));
+    }
+
+    /// Who it said last that it is, if it is alone; of others the topology knows.
+    pub fn seen(&self) -> Option<Observation> {
+        self.seen.load().as_deref().copied()
     }
 
     /// Backends that exist or are being opened.

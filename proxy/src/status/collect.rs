@@ -73,7 +73,8 @@ const fn lane_state(phase: Phase) -> LaneState {
 
 fn upstream_source(shared: &Shared, upstream: &Upstream) -> UpstreamSource {
     let view = shared.routes.view(upstream);
-    let seen = view.as_ref().and_then(|view| view.observed).map(|(seen, _)| seen);
+    let known = view.as_ref().and_then(|view| view.observed).map(|(seen, _)| seen);
+    let seen = known.or_else(|| upstream.seen());
     let guard = &upstream.guard;
     let probe = |lane| guard.pulse(lane).last_good().map(|good| good.latency);
     let topology = shared.routes.topology();
