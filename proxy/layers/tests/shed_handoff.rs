@@ -490,6 +490,21 @@ async fn a_lease_waits_for_a_full_lane_and_goes_before_who_waits_for_an_item() {
     assert!(poll(&mut newcomer).is_ready());
 }
 
+#[tokio::test]
+async fn a_sweep_says_that_somebody_waits_also_of_a_lease_that_moves() {
+    // Whoever sweeps would look less often, and it would wait longer than others for what lifts its lane's bound.
+    let handoff = stocked(&[2, 1], 2);
+    assert!(!handoff.sweep(Instant::now()));
+    let _full = take(&handoff, WRITE);
+    let mut lease = take(&handoff, READ);
+
+    assert!(poll_move(&mut lease).is_pending());
+
+    assert!(handoff.sweep(Instant::now()));
+    lease.stay();
+    assert!(!handoff.sweep(Instant::now()));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_move_that_is_given_up_or_flushed_leaves_the_lease_where_it_was() {
     // The permit of the new lane would be lost, for good.

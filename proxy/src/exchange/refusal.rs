@@ -201,7 +201,8 @@ pub enum Refusal {
         /// What can be said of the statement.
         outcome: Outcome,
     },
-    /// The connection to PostgreSQL broke behind a commit that succeeded, and the session cannot go on without it.
+    /// The connection to PostgreSQL was lost when all that the session had sent was answered, and the session cannot go on
+    /// without it.
     SessionLost,
     /// A statement in a transaction whose backend is gone.
     TransactionLost,
@@ -470,7 +471,7 @@ impl Refusal {
             ),
             Self::SessionLost => (
                 SqlState::CONNECTION_FAILURE,
-                "the connection to PostgreSQL broke behind a commit".to_owned(),
+                "the connection to PostgreSQL was lost when everything was answered".to_owned(),
                 "What was committed is durable; what the session had in its backend is gone. Connect again.",
             ),
             Self::BackendLost { .. } => (

@@ -116,7 +116,7 @@ impl Traffic {
 #[derive(Debug, Default)]
 pub struct Databases {
     by_name: Mutex<ByName>,
-    /// The same by name, for those who only look: they take no lock that a login may hold.
+    /// The same, for those who only look: they take no lock that a login may hold.
     listed: ArcSwap<Vec<Arc<Database>>>,
     /// Databases that are asked for from now on are born paused. Changed under the lock.
     all_paused: AtomicBool,
@@ -134,9 +134,7 @@ impl Databases {
     }
 
     fn list(&self, known: &ByName) {
-        let mut all: Vec<_> = known.values().map(Arc::clone).collect();
-        all.sort_by(|a, b| a.name.cmp(&b.name));
-        self.listed.store(Arc::new(all));
+        self.listed.store(Arc::new(known.values().map(Arc::clone).collect()));
     }
 
     /// The database of this name, made when it is first asked for.
@@ -163,7 +161,9 @@ impl Databases {
 
     /// All of them, by name. Takes no lock.
     pub fn all(&self) -> Vec<Arc<Database>> {
-        self.listed.load().to_vec()
+        let mut all = self.listed.load().to_vec();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
     }
 
     /// Whether an operator paused all of them.

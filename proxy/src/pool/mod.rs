@@ -462,7 +462,7 @@ fn is_harmless(mut bytes: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::collections::BTreeMap;
 
     use tidegate_tests::wait_until;
@@ -480,7 +480,7 @@ mod tests {
     const ANYWHERE: usize = 0;
 
     /// A pool of a server that is not there.
-    pub(super) fn pool() -> Arc<Pool> {
+    pub(crate) fn pool() -> Arc<Pool> {
         let sources =
             Sources { upstreams: vec![Password::new("127.0.0.1:1".to_owned())], ..Sources::default() };
         let limits = Limits::of(&Config::load(&sources).unwrap());

@@ -118,23 +118,7 @@ fn own(facts: &Facts, surroundings: Surroundings<'_>, fingerprint: impl FnOnce()
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::auth::scram::KeyCache;
-    use crate::backend::Connector;
-    use crate::config::{Config, Password, Sources, SslMode, UpstreamAddress};
-    use crate::pool::upstream::Limits;
-    use crate::pool::{PoolKey, Upstream};
-
-    /// A pool before nothing.
-    fn pool() -> Arc<Pool> {
-        let sources =
-            Sources { upstreams: vec![Password::new("127.0.0.1:1".to_owned())], ..Sources::default() };
-        let limits = Limits::of(&Config::load(&sources).unwrap());
-        let address = UpstreamAddress::Tcp { host: "127.0.0.1".to_owned(), port: 1 };
-        let keys = Arc::new(KeyCache::new(1).unwrap());
-        let connector = Connector { address, ssl_mode: SslMode::Disable, tls: None, keys };
-        let key = PoolKey { database: "d".into(), user: "u".into(), replication: None };
-        Upstream::new(connector, &limits, &Arc::default(), &Arc::default()).pool(key)
-    }
+    use crate::pool::tests::pool;
 
     fn lanes(texts: &[&str], asked: Option<Lane>) -> Vec<Lane> {
         let (pool, learned) = (pool(), Learned::default());

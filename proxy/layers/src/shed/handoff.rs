@@ -261,7 +261,7 @@ impl<T> Handoff<T> {
         }
         // Shares that no longer bind leave room for waiters whom no returning item would wake.
         state.serve(now, &mut wakes);
-        let anybody = state.lanes.iter().any(|lane| lane.waiting() > 0);
+        let anybody = !state.nobody_waits();
         drop(state);
         wakes.wake();
         anybody
