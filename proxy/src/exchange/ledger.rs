@@ -170,6 +170,10 @@ impl Ledger {
     #[inline]
     pub fn settle(&mut self) -> Option<Owed> {
         let owed = self.owed.pop_front()?;
+        if self.owed.is_empty() {
+            // Begins anew at the front: the same memory each time, not all of it in turns.
+            self.owed.clear();
+        }
         self.ours -= usize::from(owed.is_ours());
         Some(owed)
     }

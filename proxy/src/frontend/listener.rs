@@ -1,10 +1,8 @@
 //! Accepting connections and handing each to the least loaded worker, where it stays.
 
-use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -151,22 +149,13 @@ impl Shared {
                 return;
             }
             let accepted = Accepted { socket, peer, registration, worker: index };
-            if let Some(session) = enter(accepted, shared).await {
-                session.await;
+            // Boxed: what waits here for as long as a session lasts must be small.
+            match Box::pin(log_in(accepted, shared)).await {
+                Some(Entered::Session(session)) => session.run().await,
+                Some(Entered::Console(console)) => console.start(),
+                None => {}
             }
         });
-    }
-}
-
-/// Logs in, and gives the session to be run. Both are boxed: what waits here for as long as a session lasts must be
-/// small, and whatever is on its way from the one to the other would have its place in it.
-async fn enter(accepted: Accepted, shared: Arc<Shared>) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>> {
-    match Box::pin(log_in(accepted, shared)).await? {
-        Entered::Session(session) => Some(Box::pin(session.run())),
-        Entered::Console(console) => {
-            console.start();
-            None
-        }
     }
 }
 

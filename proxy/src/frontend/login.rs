@@ -140,7 +140,8 @@ pub async fn log_in(accepted: Accepted, shared: Arc<Shared>) -> Option<Entered> 
             return Some(Entered::Session(parts.begin(talk, &shared)));
         }
         Ok(Ok(LoggedIn::ToConsole(registration))) => {
-            return Some(Entered::Console(Console::new(talk.stream, talk.flow, registration, shared)));
+            let console = Console::new(talk.stream, talk.flow, registration, shared);
+            return Some(Entered::Console(Box::new(console)));
         }
         Ok(Err(LoginError::Left)) => return None,
         Ok(Err(error)) => error,
@@ -153,12 +154,11 @@ pub async fn log_in(accepted: Accepted, shared: Arc<Shared>) -> Option<Entered> 
 
 /// Who has logged in.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "it is moved once, and a session is what it almost always is")]
 pub enum Entered {
     /// An application.
-    Session(Session),
+    Session(Box<Session>),
     /// An operator.
-    Console(Console),
+    Console(Box<Console>),
 }
 
 /// What a login yields.
@@ -172,11 +172,11 @@ struct Pooled {
     registration: Registration,
     pool: Arc<Pool>,
     startup: Arc<Settings>,
-    terms: Box<SessionTerms>,
+    terms: SessionTerms,
 }
 
 impl Pooled {
-    fn begin(self, talk: Conversation, shared: &Arc<Shared>) -> Session {
+    fn begin(self, talk: Conversation, shared: &Arc<Shared>) -> Box<Session> {
         Session::new(Beginning {
             app: talk.stream,
             early: talk.flow,
@@ -264,7 +264,7 @@ impl Conversation {
         };
         let policies = Arc::clone(&shared.policies);
         let idle = Arc::clone(&registration.entry.idle);
-        let terms = Box::new(SessionTerms::new(policies, who, &parameters.terms, idle)?);
+        let terms = SessionTerms::new(policies, who, &parameters.terms, idle)?;
         // In a box: most logins in progress are not so far, and each of them has memory for all of this.
         let (pool, welcome) = Box::pin(self.find_welcome(shared, &key, &credential, &startup)).await?;
         self.identify(&registration, &parameters, Kind::Application);

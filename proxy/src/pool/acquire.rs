@@ -3,7 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tidegate_layers::shed::{Ask, Checkout};
 use tokio::time::Instant;
@@ -101,17 +101,15 @@ impl Future for Acquire {
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        if let State::Waiting(wait) = &mut self.0 {
+            let acquired = ready!(wait.poll(cx));
+            self.0 = State::Done;
+            return Poll::Ready(acquired);
+        }
         match std::mem::replace(&mut self.0, State::Done) {
             State::Ready(lease) => Poll::Ready(Ok(lease)),
             State::Refused(refusal) => Poll::Ready(Err(refusal)),
-            State::Waiting(mut wait) => {
-                let polled = wait.poll(cx);
-                if polled.is_pending() {
-                    self.0 = State::Waiting(wait);
-                }
-                polled
-            }
-            State::Done => Poll::Pending,
+            State::Waiting(_) | State::Done => Poll::Pending,
         }
     }
 }

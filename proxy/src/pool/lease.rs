@@ -33,6 +33,12 @@ impl Lease {
     /// Returns a backend that is idle, unpinned and that no cancel may hit any more.
     #[inline]
     pub fn give_back(mut self) {
+        self.put_back();
+    }
+
+    /// As [`Lease::give_back`], where the lease lies. What is left of it is only good to be dropped.
+    #[inline]
+    pub fn put_back(&mut self) {
         if let Some(inner) = self.inner.take() {
             self.pool.put_back(inner);
         }

@@ -9,44 +9,28 @@ use super::names::Names;
 use super::notes::{Notes, Pins};
 use super::plain::Plain;
 use super::relay::Hold;
-use super::sorting::{Ahead, LastSent};
+use super::sorting::LastSent;
 use super::terms::SessionTerms;
 use super::tokens::Tokens;
 use crate::backend::{Backend, Settings};
 use crate::exchange::refusal::TimedOut;
-use crate::exchange::{Ledger, Owed};
+use crate::exchange::{Facts, Ledger, Owed};
 use crate::io::Flow;
 use crate::wire::{Header, TransactionStatus};
 
-/// See the module documentation.
+/// See the module documentation. In the order of how often it is looked at, in memory, too: hundreds of sessions do not
+/// fit into a cache, and what every exchange needs should be few lines of it.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Conversation {
     /// What is owed to the application.
     pub ledger: Ledger,
     /// As of the last `ReadyForQuery`.
     pub status: TransactionStatus,
-    /// Prepared statements of the application.
-    pub names: Names,
-    /// What has to be looked after.
-    pub notes: Notes,
-    /// Why the backend must stay.
-    pub pins: Pins,
-    /// Settings that the session wants.
-    pub wanted: Arc<Settings>,
-    /// What it wanted before its transaction, if that has changed any.
-    pub(super) wanted_before: Option<Arc<Settings>>,
-    /// Settings of the session's startup packet: what RESET goes back to.
-    pub startup: Arc<Settings>,
-    /// Bounds, priority and lane of the session's statements.
-    pub terms: Box<SessionTerms>,
-    /// Prepared statements that a backend may have.
-    pub prepared_limit: usize,
-    /// The server that is talked to, for DETAIL.
-    pub upstream: Arc<str>,
     /// What the session holds a backend for, pins aside.
     mode: Hold,
-    pub(super) outbound: Frame,
-    pub(super) inbound: Frame,
+    /// Why the backend must stay.
+    pub pins: Pins,
     /// The server ignores everything until Sync.
     pub(super) skipping: Skipping,
     pub(super) copy_in: CopyIn,
@@ -59,39 +43,59 @@ pub struct Conversation {
     pub(super) between_exchanges: bool,
     /// Whether the next exchange may be sent.
     pub(super) gate: Gate,
-    /// A BEGIN that was answered and not sent yet, as a frame; empty when there is none.
-    pub(super) begin: Vec<u8>,
+    /// Who answers the message at the front.
+    pub(super) front: Whose,
+    pub(super) barrier: Barrier,
+    pub(super) check: Check,
     /// What the transaction did so far, as far as lanes go.
     pub(super) transaction: TransactionLane,
+    /// What the server's errors say about its health, since that was asked last.
+    pub(super) ailment: Ailment,
+    /// What the server said of itself by the way.
+    pub(super) in_hot_standby: Option<bool>,
+    /// What the server's last words say of a commit that it did not answer.
+    pub(super) last_words: LastWords,
+    /// Whether the server said that it stopped waiting for a standby: what it commits is not replicated.
+    pub(super) replication: Replicated,
+    pub(super) outbound: Frame,
+    pub(super) inbound: Frame,
+    /// What is sent next, if it is plain.
+    pub(super) plain: Option<Plain>,
     /// What was sent last, and its text.
     pub(super) last_sent: LastSent,
     pub(super) sent_text: Vec<u8>,
     /// The hash of its parameters.
     pub(super) sent_values: u64,
-    /// What is sent next, if it is plain.
-    pub(super) plain: Option<Plain>,
-    /// Who answers the message at the front.
-    pub(super) front: Whose,
-    /// What `sort` found out about the first text of what is sent next.
-    pub(super) ahead: Option<Ahead>,
+    /// The hash of the text that `sort` knows `ahead` of.
+    pub(super) ahead_of: Option<u64>,
     /// Counts `ReadyForQuery`.
     pub(super) answers: u64,
     /// Counts errors of the server.
     pub(super) errors: u64,
-    /// What the server's errors say about its health, since that was asked last.
-    pub(super) ailment: Ailment,
-    /// What the server said of itself by the way.
-    pub(super) in_hot_standby: Option<bool>,
+    /// Settings that the session wants.
+    pub wanted: Arc<Settings>,
+    /// What it wanted before its transaction, if that has changed any.
+    pub(super) wanted_before: Option<Arc<Settings>>,
     /// What runs was told to cancel, because of a deadline.
-    pub(super) timing_out: Option<TimingOut>,
-    /// What the server's last words say of a commit that it did not answer.
-    pub(super) last_words: LastWords,
-    /// Whether the server said that it stopped waiting for a standby: what it commits is not replicated.
-    pub(super) replication: Replicated,
-    pub(super) barrier: Barrier,
-    pub(super) check: Check,
+    pub(super) timing_out: Option<Box<TimingOut>>,
+    /// A BEGIN that was answered and not sent yet, as a frame; empty when there is none.
+    pub(super) begin: Vec<u8>,
+    /// Bounds, priority and lane of the session's statements.
+    pub terms: SessionTerms,
+    /// What has to be looked after.
+    pub notes: Notes,
     /// What is known of the transaction for the case that its COMMIT breaks.
     pub(super) tokens: Tokens,
+    /// Prepared statements of the application.
+    pub names: Names,
+    /// What `sort` found out about the first text of what is sent next.
+    pub(super) ahead: Facts,
+    /// Settings of the session's startup packet: what RESET goes back to.
+    pub startup: Arc<Settings>,
+    /// Prepared statements that a backend may have.
+    pub prepared_limit: usize,
+    /// The server that is talked to, for DETAIL.
+    pub upstream: Arc<str>,
 }
 
 /// Whether a statement that this session prepares, and that the backend has already, is being looked at: its
@@ -226,7 +230,7 @@ impl Conversation {
         prepared_limit: usize,
         mode: Hold,
         upstream: Arc<str>,
-        terms: Box<SessionTerms>,
+        terms: SessionTerms,
     ) -> Self {
         Self {
             upstream,
@@ -255,7 +259,8 @@ impl Conversation {
             sent_values: 0,
             plain: None,
             front: Whose::Unknown,
-            ahead: None,
+            ahead_of: None,
+            ahead: Facts::default(),
             answers: 0,
             errors: 0,
             ailment: Ailment::None,
@@ -348,7 +353,7 @@ impl Conversation {
         self.between_exchanges = true;
         self.gate = Gate::Shut;
         self.transaction = TransactionLane::default();
-        self.ahead = None;
+        self.ahead_of = None;
         self.plain = None;
         self.front = Whose::Unknown;
         self.ailment = Ailment::None;

@@ -98,6 +98,13 @@ impl Conversation {
                 tag::ROW_DESCRIPTION | tag::NO_DATA => {
                     self.ledger.settles(|owed| matches!(owed, Owed::Describe(_) | Owed::DescribePortal))
                 }
+                tag::PARSE_COMPLETE => {
+                    let settled = self.ledger.settle_if(|owed| matches!(owed, Owed::Parse(Parsed::Unnamed)));
+                    if settled {
+                        self.names.unnamed_answered();
+                    }
+                    settled
+                }
                 tag::BIND_COMPLETE => self.ledger.settle_if(|owed| matches!(owed, Owed::Bind(_))),
                 tag::COMMAND_COMPLETE => self.ledger.settles(|owed| matches!(owed, Owed::Execute)),
                 _ => false,

@@ -28,66 +28,63 @@ pub(crate) mod settle;
 mod sorting;
 pub mod terms;
 mod tokens;
+mod turns;
 mod watch;
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 
 use tidegate_layers::breaker::Outcome;
-use tidegate_layers::shed::Ask;
-use tokio::time::Instant;
-use tower::Service as _;
 
 use self::account::Account;
-use self::conversation::{Conversation, Gate};
-use self::front::{Next, Stage, Woken};
+use self::conversation::Conversation;
+use self::front::Stage;
 use self::registry::{Phase, Registration, Signal};
 use self::relay::{Hold, Relayed};
 use self::routing::Places;
-use self::sorting::Sorted;
 use self::terms::SessionTerms;
+use self::turns::{Tenure, Turn};
 use self::watch::Watch;
 use crate::backend::Settings;
-use crate::clock;
 use crate::config::PoolMode;
 use crate::exchange::{Refusal, refusal};
 use crate::io::{Flow, Stream};
 use crate::pool::{Lease, Pool, Routes};
-use crate::sql::Lane;
-use crate::stack::{Checkout, Stack};
+use crate::stack::Stack;
 use crate::telemetry::{lanes as meters, metrics};
 use crate::wire::TransactionStatus;
 
 /// How long the last answers may take to write.
 const LAST_WORD: Duration = Duration::from_secs(5);
 
-/// See the module documentation.
+/// See the module documentation. In the order of how often it is looked at, in memory, too: hundreds of sessions do not
+/// fit into a cache, and what every exchange needs should be few lines of it.
 #[derive(Debug)]
+#[repr(C, align(64))]
 pub struct Session {
     app: Stream,
-    registration: Registration,
     pool: Arc<Pool>,
-    stack: Stack,
+    routes: Arc<Routes>,
+    registration: Registration,
     worker: usize,
-    talk: Conversation,
+    phase: Phase,
+    stage: Stage,
+    /// The application said goodbye.
+    terminating: bool,
+    stack: Stack,
     /// From the application to the backend. Between exchanges it holds what the application sent early.
     to_db: Flow,
     /// From the backend to the application.
     to_app: Flow,
-    stage: Stage,
+    watch: Watch,
+    account: Account,
+    places: Places,
+    talk: Conversation,
     /// What a transaction was ended for whose application does not know yet.
     untold: Option<Refusal>,
-    phase: Phase,
-    account: Account,
-    /// The application said goodbye.
-    terminating: bool,
-    watch: Watch,
-    routes: Arc<Routes>,
-    places: Places,
 }
 
 /// What a session starts with.
@@ -110,13 +107,10 @@ pub struct Beginning {
     /// Settings of its startup packet.
     pub startup: Arc<Settings>,
     /// The terms that its statements have.
-    pub terms: Box<SessionTerms>,
+    pub terms: SessionTerms,
     /// Which server is asked.
     pub routes: Arc<Routes>,
 }
-
-/// A backend, or why there is none; nothing to say when the application left.
-type Leased = Result<Lease, Option<Refusal>>;
 
 /// Whether the session goes on.
 enum Flowing {
@@ -126,14 +120,14 @@ enum Flowing {
 
 impl Session {
     /// A session that has just logged in.
-    pub fn new(beginning: Beginning) -> Self {
+    pub fn new(beginning: Beginning) -> Box<Self> {
         let prepared = beginning.pool.upstream.limits().prepared_statements;
         let mode = match beginning.mode {
             PoolMode::Transaction if beginning.pool.key.replication.is_none() => Hold::Transaction,
             PoolMode::Transaction | PoolMode::Session => Hold::Session,
         };
         let number = u64::from(beginning.registration.entry.process_id);
-        Self {
+        Box::new(Self {
             app: beginning.app,
             registration: beginning.registration,
             stack: beginning.stack,
@@ -157,64 +151,58 @@ impl Session {
             pool: beginning.pool,
             places: Places::default(),
             routes: beginning.routes,
-        }
+        })
     }
 
     /// Runs the session to its end.
     ///
     /// # Cancel safety
     /// Dropping it closes both connections; the backend is closed with RST.
-    pub async fn run(mut self) {
+    pub async fn run(mut self: Box<Self>) {
         poll_fn(|cx| {
             self.registration.entry.attend(cx.waker());
             Poll::Ready(())
         })
         .await;
+        let mut tenure = Tenure::Without;
+        self.enter_without();
         loop {
-            self.enter(if self.talk.begin.is_empty() { Phase::Idle } else { Phase::IdleInTransaction });
-            // What nearly every exchange needs happens here, without the futures of all that may have to be waited for:
-            // to make one costs more than the rest.
-            let mut woken = Woken::No;
-            match poll_fn(|cx| self.poll_exchange(cx, std::mem::replace(&mut woken, Woken::Yes))).await {
-                Next::Exchange => {}
-                Next::Ended => return self.last_words().await,
-                Next::Refused(refusal) => return self.end_with(&refusal).await,
-            }
-            let now = clock::now();
-            let (sorted, began, ask) = self.sort_next(now);
-            let leased = match self.checkout_at_once(sorted, began, ask, now) {
-                Some(leased) => leased,
-                None => self.checkout(sorted, began, ask).await,
-            };
-            let mut lease = match leased {
-                Ok(lease) => lease,
-                Err(None) => return,
-                Err(Some(refusal)) if refusal.is_fatal() => return self.end_with(&refusal).await,
-                Err(Some(refusal)) => {
-                    self.refuse(&refusal);
-                    continue;
-                }
-            };
-            if !Arc::ptr_eq(&lease.applied, &self.talk.wanted) {
-                // Seldom, and large: it must not make every session larger.
-                lease = match Box::pin(self.bring_settings(lease, ask.deadline)).await {
-                    Ok(lease) => lease,
-                    Err(Flowing::On) => continue,
-                    Err(Flowing::Ended) => return,
-                };
-            }
-            self.serve(&lease);
-            self.talk.tokens.on =
-                lease.knows_tokens && self.pool.upstream.resolves() && self.pool.key.replication.is_none();
-            self.send_begin(&mut lease);
-            let end = poll_fn(|cx| self.poll_relay(cx, &mut lease)).await;
-            if matches!(end, Relayed::Over) && !self.talk.notes.has_settings() {
-                self.let_go(&lease, &end);
-                self.give_back_idle(lease);
-            } else if let Flowing::Ended = Box::pin(self.hold_on(lease, end)).await {
+            let turn = poll_fn(|cx| self.poll_turns(cx, &mut tenure)).await;
+            // Seldom, and large: it must not make every session larger.
+            if let Flowing::Ended = Box::pin(self.out_of_turn(turn, &mut tenure)).await {
                 return;
             }
         }
+    }
+
+    /// What takes more than the two connections and a place in a queue.
+    async fn out_of_turn(&mut self, turn: Turn, tenure: &mut Tenure) -> Flowing {
+        let held = match turn {
+            Turn::Gone => return Flowing::Ended,
+            Turn::Farewell => {
+                self.last_words().await;
+                return Flowing::Ended;
+            }
+            Turn::Refused(refusal) => {
+                self.end_with(&refusal).await;
+                return Flowing::Ended;
+            }
+            Turn::Search(asked) => self.take_up_elsewhere(asked).await,
+            Turn::Settings(lease, deadline) => self.bring_settings(lease, deadline).await,
+            Turn::Relayed(lease, end) => self.hold_on(lease, end).await,
+        };
+        match held {
+            Ok(lease) => self.hold(lease, tenure),
+            Err(Flowing::On) => self.enter_without(),
+            Err(Flowing::Ended) => return Flowing::Ended,
+        }
+        Flowing::On
+    }
+
+    /// The phase of a session without a backend that waits for none.
+    #[inline]
+    fn enter_without(&mut self) {
+        self.enter(if self.talk.begin.is_empty() { Phase::Idle } else { Phase::IdleInTransaction });
     }
 
     #[inline]
@@ -235,121 +223,23 @@ impl Session {
         }
     }
 
-    /// What the exchange at the front asks for, and since when.
-    #[inline]
-    fn sort_next(&mut self, now: Instant) -> (Sorted, Instant, Ask) {
-        self.talk.terms.refresh();
-        let sorted = self.talk.sort(self.to_db.unseen(), &self.pool);
-        let began = self.watch.take_began(now);
-        self.watch.asks(sorted.lane);
-        let ask = self.ask(sorted, began);
-        (sorted, began, ask)
-    }
-
-    /// A backend that is there; `None`: ask for one by [`Session::checkout`].
-    #[inline]
-    fn checkout_at_once(&mut self, sorted: Sorted, began: Instant, ask: Ask, now: Instant) -> Option<Leased> {
-        if !self.has_one_place() {
-            return None;
-        }
-        let checkout = Checkout { pool: &self.pool, lane: sorted.lane, ask, now, worker: self.worker };
-        let lease = self.stack.at_once(checkout)?;
-        Some(self.begin_with(lease, sorted, began, now))
-    }
-
-    /// Asks the stack for a backend. `Err(None)`: the application left while it waited.
-    async fn checkout(&mut self, sorted: Sorted, began: Instant, mut ask: Ask) -> Leased {
-        let until = ask.wait_max.map(|most| Instant::now() + most);
-        let (lease, now) = loop {
-            let epoch = self.go_where_it_runs(sorted, ask.deadline).await?;
-            match self.acquire(sorted.lane, ask, clock::now()).await {
-                Err(Some(refusal)) if self.is_elsewhere_now(&refusal, epoch, ask.deadline) => {
-                    // In all it waits no longer than in one queue.
-                    ask.wait_max = until.map(|until| until.saturating_duration_since(Instant::now()));
-                }
-                // The wait for it is not part of the service.
-                acquired => break (acquired?, clock::now()),
+    /// What has ended the use of a backend decides whether it is used on.
+    async fn hold_on(&mut self, mut lease: Lease, end: Relayed) -> Result<Lease, Flowing> {
+        match &end {
+            Relayed::Settle => {
+                return match self.read_settings_back(&mut lease).await {
+                    Ok(()) => Ok(lease),
+                    Err(_) => Err(self.end_unsettled(lease).await),
+                };
             }
-        };
-        self.begin_with(lease, sorted, began, now)
-    }
-
-    #[inline]
-    fn begin_with(&mut self, lease: Lease, sorted: Sorted, began: Instant, now: Instant) -> Leased {
-        match self.begin_exchange(&lease, sorted, began, now) {
-            Ok(()) => {
-                self.talk.gate = Gate::Open;
-                Ok(lease)
+            Relayed::Refused(refusal) if self.talk.status == TransactionStatus::Idle => {
+                self.refuse_next(refusal);
+                return Ok(lease);
             }
-            Err(refusal) => {
-                lease.give_back();
-                Err(Some(refusal))
-            }
-        }
-    }
-
-    async fn acquire(&mut self, lane: Lane, ask: Ask, now: Instant) -> Result<Lease, Option<Refusal>> {
-        let checkout = Checkout { pool: &self.pool, lane, ask, now, worker: self.worker };
-        let mut acquire = pin!(self.stack.call(checkout));
-        let acquired = poll_fn(|cx| match acquire.as_mut().poll(cx) {
-            Poll::Ready(acquired) => Poll::Ready(acquired.map_err(Some)),
-            Poll::Pending => self.poll_queued(cx),
-        })
-        .await;
-        if let Err(Some(Refusal::NoUpstream { .. })) = &acquired {
-            self.pool.upstream.guard.failed(lane, Instant::now());
-        }
-        if acquired.is_ok() && self.phase == Phase::Queued {
-            meters::waited(lane, now.elapsed());
-        }
-        acquired
-    }
-
-    /// What may end the wait for a backend: the application leaves, cancels, or is told to go.
-    #[cold]
-    fn poll_queued<T>(&mut self, cx: &mut Context<'_>) -> Poll<Result<T, Option<Refusal>>> {
-        if let Some(refusal) = self.recalled() {
-            return Poll::Ready(Err(Some(refusal)));
-        }
-        while self.to_db.has_room() {
-            match self.to_db.poll_fill(cx, &mut self.app) {
-                Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(None)),
-                Poll::Ready(Ok(_)) => {}
-                Poll::Pending => break,
-            }
-        }
-        Poll::Pending
-    }
-
-    /// Whether whoever waits is told not to.
-    fn recalled(&mut self) -> Option<Refusal> {
-        self.enter(Phase::Queued);
-        let entry = &self.registration.entry;
-        if entry.has(Signal::Cancel) {
-            entry.clear(Signal::Cancel);
-            return Some(Refusal::Cancelled);
-        }
-        entry.has(Signal::Kill).then(|| self.signalled(Signal::Kill))
-    }
-
-    /// Uses a backend until it is free again, or something ends. `end`: what has ended its use for now.
-    async fn hold_on(&mut self, mut lease: Lease, mut end: Relayed) -> Flowing {
-        loop {
-            match end {
-                Relayed::Settle => {
-                    if self.read_settings_back(&mut lease).await.is_err() {
-                        return self.end_unsettled(lease).await;
-                    }
-                }
-                Relayed::Refused(refusal) if self.talk.status == TransactionStatus::Idle => {
-                    self.refuse_next(&refusal);
-                }
-                _ => break,
-            }
-            end = poll_fn(|cx| self.poll_relay(cx, &mut lease)).await;
+            _ => {}
         }
         self.let_go(&lease, &end);
-        match end {
+        Err(match end {
             Relayed::Over | Relayed::Settle => self.give_back(lease).await,
             Relayed::Terminated => {
                 self.leave(lease);
@@ -383,7 +273,7 @@ impl Session {
                 self.end_with(&refusal).await;
                 Flowing::Ended
             }
-        }
+        })
     }
 
     /// Names the backend that serves the session, so that cancels and deadlines find their way.

@@ -19,23 +19,24 @@ pub const NAMED_LIMIT: usize = 10_000;
 /// Text of an unnamed statement that an idle session may keep without giving memory back.
 const KEPT_UNNAMED: usize = 2 * 1024;
 
-/// See the module documentation.
+/// See the module documentation. What a simple query looks at comes first: in memory, too.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub struct Names {
-    named: HashMap<Box<[u8]>, Arc<Statement>, foldhash::fast::RandomState>,
     session: u64,
+    serials: u64,
     unnamed: Unnamed,
+    /// An allocation to use again.
+    spare: Option<Box<Definition>>,
+    /// Who runs it.
+    pub unnamed_kind: UnnamedKind,
+    local: Local,
+    named: HashMap<Box<[u8]>, Arc<Statement>, foldhash::fast::RandomState>,
     /// What the unnamed statement was before each Parse that is not answered yet, oldest first: a Parse that
     /// the server ignores changes nothing.
     before: VecDeque<Unnamed>,
-    /// An allocation to use again.
-    spare: Vec<u8>,
-    serials: u64,
-    /// Who runs it.
-    pub unnamed_kind: UnnamedKind,
     /// Names that the pinned backend knows as the application does.
     lent: HashSet<Box<[u8]>, foldhash::fast::RandomState>,
-    local: Local,
     /// Portals that we run.
     pub(super) portals: Portals,
 }
@@ -55,12 +56,18 @@ enum Local {
 /// An unnamed statement.
 #[derive(Debug, Default)]
 struct Unnamed {
-    /// Its Parse as a whole frame: it is prepared anew when another backend has to bind it. Empty: there is
-    /// none, or it is too long to keep.
+    /// `None`: there is none, or it is too long to keep.
+    definition: Option<Box<Definition>>,
+    serial: u64,
+}
+
+/// What an unnamed statement is.
+#[derive(Debug, Default)]
+struct Definition {
+    /// Its Parse as a whole frame: it is prepared anew when another backend has to bind it.
     frame: Vec<u8>,
     /// What it does.
-    facts: Option<Facts>,
-    serial: u64,
+    facts: Facts,
 }
 
 /// Who runs the unnamed statement.
@@ -87,7 +94,7 @@ impl Names {
 
     /// What the unnamed statement does.
     pub fn unnamed_facts(&self) -> Option<&Facts> {
-        self.unnamed.facts.as_ref()
+        self.unnamed.definition.as_ref().map(|definition| &definition.facts)
     }
 
     /// The statement of a name.
@@ -164,34 +171,39 @@ impl Names {
 
     /// Notes a new unnamed statement, given as a whole Parse frame.
     pub fn set_unnamed(&mut self, frame: &[u8], facts: Facts) {
-        let mut kept = std::mem::take(&mut self.spare);
-        kept.clear();
-        kept.extend_from_slice(frame);
-        self.replace_unnamed(kept, Some(facts));
+        let mut definition = self.spare.take().unwrap_or_default();
+        definition.frame.clear();
+        definition.frame.extend_from_slice(frame);
+        definition.facts = facts;
+        self.replace_unnamed(Some(definition));
     }
 
     /// Notes a new unnamed statement that is too long to keep: only the backend that has it can bind it.
     pub fn set_long_unnamed(&mut self) {
-        self.replace_unnamed(Vec::new(), None);
+        self.replace_unnamed(None);
     }
 
-    fn replace_unnamed(&mut self, frame: Vec<u8>, facts: Option<Facts>) {
+    fn replace_unnamed(&mut self, definition: Option<Box<Definition>>) {
         self.serials += 1;
         self.forget_local_unnamed();
         self.unnamed_kind = UnnamedKind::Forwarded;
-        let new = Unnamed { frame, facts, serial: self.serials };
+        let new = Unnamed { definition, serial: self.serials };
         self.before.push_back(std::mem::replace(&mut self.unnamed, new));
     }
 
     /// The application closes its unnamed statement.
     pub fn close_unnamed(&mut self) {
-        self.replace_unnamed(Vec::new(), None);
+        self.replace_unnamed(None);
     }
 
     /// The server has answered the oldest Parse or Close of the unnamed statement.
     pub fn unnamed_answered(&mut self) {
         if let Some(before) = self.before.pop_front() {
-            self.spare = before.frame;
+            self.keep(before);
+        }
+        if self.before.is_empty() {
+            // The same memory each time, not all of it in turns.
+            self.before.clear();
         }
     }
 
@@ -212,28 +224,37 @@ impl Names {
     pub fn clear_unnamed(&mut self) {
         self.serials += 1;
         self.forget_local_unnamed();
-        self.unnamed.frame.clear();
-        self.unnamed.facts = None;
-        self.unnamed.serial = self.serials;
+        let none = Unnamed { definition: None, serial: self.serials };
+        let before = std::mem::replace(&mut self.unnamed, none);
+        self.keep(before);
         self.unnamed_kind = UnnamedKind::Forwarded;
+    }
+
+    /// Keeps the allocation of an unnamed statement that is over.
+    #[inline]
+    fn keep(&mut self, over: Unnamed) {
+        if over.definition.is_some() {
+            self.spare = over.definition;
+        }
     }
 
     /// The Parse frame of the unnamed statement; empty when there is none to send.
     pub fn unnamed(&self) -> &[u8] {
-        &self.unnamed.frame
+        self.unnamed.definition.as_ref().map(|definition| &*definition.frame).unwrap_or_default()
     }
 
     /// The text of the unnamed statement; empty when there is none that is kept.
     pub fn unnamed_text(&self) -> &[u8] {
-        let body = self.unnamed.frame.get(HEADER_LEN..).unwrap_or_default();
+        let body = self.unnamed().get(HEADER_LEN..).unwrap_or_default();
         Parse::read(body).map(|parse| parse.text).unwrap_or_default()
     }
 
     /// Gives memory back that a quiet session does not need.
+    #[inline]
     pub fn shrink(&mut self) {
-        for kept in [&mut self.unnamed.frame, &mut self.spare] {
-            if kept.capacity() > KEPT_UNNAMED {
-                kept.shrink_to(KEPT_UNNAMED);
+        for definition in [&mut self.unnamed.definition, &mut self.spare].into_iter().flatten() {
+            if definition.frame.capacity() > KEPT_UNNAMED {
+                definition.frame.shrink_to(KEPT_UNNAMED);
             }
         }
     }

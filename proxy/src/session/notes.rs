@@ -51,24 +51,10 @@ impl Pins {
     }
 }
 
-/// See the module documentation.
+/// See the module documentation. What every exchange looks at comes first: in memory, too.
 #[derive(Debug)]
-#[expect(clippy::struct_excessive_bools, reason = "independent facts that add up, not a state")]
+#[repr(C)]
 pub struct Notes {
-    /// Settings whose values have to be read back.
-    pub touched: Vec<Box<str>>,
-    /// Settings that went back to their values at login.
-    pub resets: Vec<Box<str>>,
-    /// All settings did.
-    pub reset_all: bool,
-    /// And ours with them, at once.
-    pub resets_terms: bool,
-    /// Pins that go if nothing failed.
-    pub unpins: Vec<PinReason>,
-    /// Whether command tags decide something.
-    pub watching: bool,
-    /// Whether something failed since the last quiet moment.
-    pub failed: bool,
     /// The strongest need of what was sent since the last quiet moment.
     pub sent: Need,
     /// Whether anything among it begins a transaction.
@@ -83,16 +69,35 @@ pub struct Notes {
     pub alters_schema: bool,
     /// Whether the transaction may change functions.
     pub alters_functions: bool,
+    /// Whether command tags decide something.
+    pub watching: bool,
+    /// Whether something failed since the last quiet moment.
+    pub failed: bool,
+    /// All settings went back to their values at login.
+    pub reset_all: bool,
+    /// And ours with them, at once.
+    pub resets_terms: bool,
+    /// What few sessions have.
+    names: Option<Box<Names>>,
+}
+
+/// What was changed, by its name.
+#[derive(Debug, Default)]
+struct Names {
+    /// Settings whose values have to be read back.
+    touched: Vec<Box<str>>,
+    /// Settings that went back to their values at login.
+    resets: Vec<Box<str>>,
+    /// Pins that go if nothing failed.
+    unpins: Vec<PinReason>,
 }
 
 impl Default for Notes {
     fn default() -> Self {
         Self {
-            touched: Vec::new(),
-            resets: Vec::new(),
+            names: None,
             reset_all: false,
             resets_terms: false,
-            unpins: Vec::new(),
             watching: false,
             failed: false,
             sent: Need::Neutral,
@@ -122,10 +127,11 @@ impl Notes {
 
     fn changes(&mut self, changes: &[Change], pins: &mut Pins) -> NewPins {
         let mut new = NewPins::default();
+        let names = self.names.get_or_insert_default();
         for change in changes {
             match change {
-                Change::Set(name) => note(&mut self.touched, name),
-                Change::Reset(name) => note(&mut self.resets, name),
+                Change::Set(name) => note(&mut names.touched, name),
+                Change::Reset(name) => note(&mut names.resets, name),
                 Change::ResetAll => {
                     self.reset_all = true;
                     self.resets_terms = true;
@@ -137,12 +143,12 @@ impl Notes {
                 Change::DeallocateAll => self.watching = true,
                 Change::Deallocate(_) | Change::Term(_) => {}
                 Change::Pin(reason) => {
-                    self.unpins.retain(|unpin| unpin != reason);
+                    names.unpins.retain(|unpin| unpin != reason);
                     if pins.insert(*reason) {
                         new.0 = Some(*reason);
                     }
                 }
-                Change::Unpin(reason) => self.unpins.push(*reason),
+                Change::Unpin(reason) => names.unpins.push(*reason),
             }
         }
         new
@@ -151,7 +157,15 @@ impl Notes {
     /// Whether settings have to be looked after.
     #[inline]
     pub fn has_settings(&self) -> bool {
-        self.reset_all || !self.touched.is_empty() || !self.resets.is_empty()
+        self.reset_all
+            || self.names.as_ref().is_some_and(|names| !names.touched.is_empty() || !names.resets.is_empty())
+    }
+
+    /// Takes the settings that have to be looked after: those that have to be read back, and those that went back to
+    /// their values at login.
+    pub fn take_settings(&mut self) -> (Vec<Box<str>>, Vec<Box<str>>) {
+        let names = self.names.as_mut().map(|names| (&mut names.touched, &mut names.resets));
+        names.map(|(touched, resets)| (std::mem::take(touched), std::mem::take(resets))).unwrap_or_default()
     }
 
     /// Nothing is owed any more: what was sent is history.
@@ -172,10 +186,12 @@ impl Notes {
         if status != TransactionStatus::Idle {
             return;
         }
-        for reason in self.unpins.drain(..) {
-            // What was rolled back still is.
-            if !self.failed && !self.rolls_back {
-                pins.remove(reason);
+        if let Some(names) = &mut self.names {
+            for reason in names.unpins.drain(..) {
+                // What was rolled back still is.
+                if !self.failed && !self.rolls_back {
+                    pins.remove(reason);
+                }
             }
         }
         self.watching = false;

@@ -6,12 +6,13 @@ use super::conversation::{Conversation, CopyIn, Skipping, Whose};
 use super::names::UnnamedKind;
 use super::renaming::rename_bind;
 use crate::backend::Backend;
-use crate::exchange::Owed;
-use crate::exchange::facts::{Need, is_plain_select};
+use crate::exchange::facts::Need;
+use crate::exchange::ledger::Parsed;
+use crate::exchange::{Facts, Owed};
 use crate::io::Flow;
 use crate::pool::Pool;
 use crate::wire::frame::HEADER_LEN;
-use crate::wire::frontend::{self as tag, BindNames};
+use crate::wire::frontend::{self as tag, BindNames, Parse};
 use crate::wire::{Header, TransactionStatus};
 
 /// A plain exchange at the front of what is sent next. All of it is there.
@@ -20,6 +21,14 @@ pub(super) enum Plain {
     /// A simple query.
     Query {
         /// Of its frame.
+        len: usize,
+    },
+    /// Parse of the unnamed statement, Bind of it, Describe of its portal or not, Execute and Sync.
+    Parsed {
+        /// Of the Parse.
+        parse_len: usize,
+        describes: bool,
+        /// Of all frames.
         len: usize,
     },
     /// Bind of a named statement, Describe of its portal or not, Execute and Sync.
@@ -51,6 +60,7 @@ impl Conversation {
         match bytes.first() {
             Some(&tag::QUERY) if nothing_special => self.plain_query(bytes),
             Some(&tag::BIND) if nothing_special => self.plain_bind(bytes),
+            Some(&tag::PARSE) if nothing_special => self.plain_parse(bytes),
             _ => None,
         }
     }
@@ -58,39 +68,34 @@ impl Conversation {
     fn plain_query(&mut self, bytes: &[u8]) -> Option<Plain> {
         let len = Header::read_frontend(bytes).ok()??.frame_len;
         let (end, text) = bytes.get(HEADER_LEN..len)?.split_last()?;
-        if *end != 0 || !is_plain_select(text) {
+        (*end == 0 && self.keep_plain(text)).then_some(Plain::Query { len })
+    }
+
+    fn plain_parse(&mut self, bytes: &[u8]) -> Option<Plain> {
+        let parse_len = Header::read_frontend(bytes).ok()??.frame_len;
+        let bind = Header::read_frontend(bytes.get(parse_len..)?).ok()??;
+        let bound_len = parse_len + bind.frame_len;
+        let names = BindNames::read(bytes.get(parse_len + HEADER_LEN..bound_len)?)?;
+        if bind.tag != tag::BIND || !names.statement.is_empty() {
             return None;
         }
-        self.keep_text(text);
-        Some(Plain::Query { len })
+        let (describes, len) = plain_rest(bytes, bound_len)?;
+        let parse = Parse::read(bytes.get(HEADER_LEN..parse_len)?).ok()?;
+        (parse.name.is_empty() && self.keep_plain(parse.text)).then_some(Plain::Parsed {
+            parse_len,
+            describes,
+            len,
+        })
     }
 
     fn plain_bind(&mut self, bytes: &[u8]) -> Option<Plain> {
         let header = Header::read_frontend(bytes).ok()??;
         let names = BindNames::read(bytes.get(HEADER_LEN..header.frame_len)?)?;
         let statement = self.names.get(names.statement).filter(|statement| statement.is_plain)?;
-        let mut len = header.frame_len;
-        let mut describes = false;
-        loop {
-            let rest = bytes.get(len..)?;
-            let next = Header::read_frontend(rest).ok()??;
-            match next.tag {
-                tag::DESCRIBE if !describes && rest.get(HEADER_LEN) == Some(&b'P') => describes = true,
-                tag::EXECUTE => {
-                    len += next.frame_len;
-                    break;
-                }
-                _ => return None,
-            }
-            len += next.frame_len;
-        }
-        let sync = Header::read_frontend(bytes.get(len..)?).ok()??;
-        if sync.tag != tag::SYNC || sync.frame_len != HEADER_LEN {
-            return None;
-        }
+        let (describes, len) = plain_rest(bytes, header.frame_len)?;
         self.last_sent.set_statement(statement);
         let (portal_len, names_len) = (names.portal.len(), names.len());
-        Some(Plain::Bound { header, portal_len, names_len, describes, len: len + HEADER_LEN })
+        Some(Plain::Bound { header, portal_len, names_len, describes, len })
     }
 
     /// Sends what [`Conversation::recognise`] has recognised; false if it is not that plain for this backend.
@@ -106,6 +111,15 @@ impl Conversation {
                 self.ledger.owe(Owed::Query);
                 flow.pass(len);
             }
+            Plain::Parsed { parse_len, describes, len } => {
+                let parse = flow.unseen().get(..parse_len).unwrap_or_default();
+                self.names.set_unnamed(parse, Facts::PLAIN_SELECT);
+                backend.unnamed = Some(self.names.owner());
+                self.ledger.owe(Owed::Parse(Parsed::Unnamed));
+                self.ledger.owe(Owed::Bind(None));
+                self.owe_rows(describes);
+                flow.pass(len);
+            }
             Plain::Bound { header, portal_len, names_len, describes, len } => {
                 let Some(statement) = self.last_sent.statement() else { return false };
                 if !backend.prepared.touch(statement.id) {
@@ -113,11 +127,7 @@ impl Conversation {
                 }
                 self.ledger.owe(Owed::Bind(Some(statement.id)));
                 rename_bind(header, (portal_len, names_len), &statement.name, flow);
-                if describes {
-                    self.ledger.owe(Owed::Describe(None));
-                }
-                self.ledger.owe(Owed::Execute);
-                self.ledger.owe(Owed::Sync);
+                self.owe_rows(describes);
                 flow.pass(len - HEADER_LEN - names_len);
             }
         }
@@ -126,4 +136,29 @@ impl Conversation {
         self.exchange_ends();
         true
     }
+    fn owe_rows(&mut self, describes: bool) {
+        if describes {
+            self.ledger.owe(Owed::Describe(None));
+        }
+        self.ledger.owe(Owed::Execute);
+        self.ledger.owe(Owed::Sync);
+    }
+}
+
+/// Whether nothing but Describe of a portal or not, Execute and Sync follows the first `len` bytes, and how long all of it
+/// is.
+fn plain_rest(bytes: &[u8], mut len: usize) -> Option<(bool, usize)> {
+    let mut describes = false;
+    loop {
+        let rest = bytes.get(len..)?;
+        let next = Header::read_frontend(rest).ok()??;
+        len += next.frame_len;
+        match next.tag {
+            tag::DESCRIBE if !describes && rest.get(HEADER_LEN) == Some(&b'P') => describes = true,
+            tag::EXECUTE => break,
+            _ => return None,
+        }
+    }
+    let sync = Header::read_frontend(bytes.get(len..)?).ok()??;
+    (sync.tag == tag::SYNC && sync.frame_len == HEADER_LEN).then_some((describes, len + HEADER_LEN))
 }

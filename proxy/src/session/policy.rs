@@ -6,22 +6,32 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::config::{Config, Rule, RuleAttribute, Timeouts};
+use super::terms::Terms;
+use crate::config::{Config, Rule, RuleAttribute};
 
 /// What the configuration says of all sessions.
 #[derive(Debug)]
 pub(super) struct Policy {
-    pub(super) timeouts: Timeouts,
-    rules: Vec<Rule>,
+    /// Where no rule matches.
+    configured: Arc<Terms>,
+    rules: Vec<(Rule, Arc<Terms>)>,
 }
 
 impl Policy {
     fn of(config: &Config) -> Self {
-        Self { timeouts: config.timeouts, rules: config.rules.clone() }
+        let terms = |rule| Arc::new(Terms::of(&config.timeouts, rule));
+        Self {
+            configured: terms(None),
+            rules: config.rules.iter().map(|rule| (rule.clone(), terms(Some(rule)))).collect(),
+        }
     }
 
-    pub(super) fn rule(&self, who: &Who) -> Option<&Rule> {
-        self.rules.iter().find(|rule| who.matches(rule))
+    /// The terms of a session without a wish of its own, and the rule that they are from.
+    pub(super) fn terms(&self, who: &Who) -> (Arc<Terms>, Option<&Rule>) {
+        match self.rules.iter().find(|(rule, _)| who.matches(rule)) {
+            Some((rule, terms)) => (Arc::clone(terms), Some(rule)),
+            None => (Arc::clone(&self.configured), None),
+        }
     }
 }
 

@@ -71,13 +71,22 @@ impl Phase {
 
 static ENTRIES: Directory<Entry> = Directory::new();
 
-/// One session, as the rest of the process sees it.
+/// One session, as the rest of the process sees it. What every exchange looks at comes first: in memory, too.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Entry {
-    /// Leads to it; see [`Entry::numbered`].
-    pub number: u64,
+    signals: AtomicU8,
     /// The process id that the application was given.
     pub process_id: u32,
+    /// Milliseconds since `started` and phase, packed.
+    phase: AtomicU64,
+    /// The number of the backend that serves it now.
+    serving: AtomicU64,
+    waker: Mutex<Option<Waker>>,
+    /// How long it may idle.
+    pub idle: Arc<IdleLimits>,
+    /// Leads to it; see [`Entry::numbered`].
+    pub number: u64,
     secret: Vec<u8>,
     /// Bytes of the secret that the application was given.
     secret_len: AtomicUsize,
@@ -87,14 +96,6 @@ pub struct Entry {
     pub started: Instant,
     /// Who it is, once that is known.
     pub identity: OnceLock<Identity>,
-    /// How long it may idle.
-    pub idle: Arc<IdleLimits>,
-    signals: AtomicU8,
-    /// Milliseconds since `started` and phase, packed.
-    phase: AtomicU64,
-    waker: Mutex<Option<Waker>>,
-    /// The number of the backend that serves it now.
-    serving: AtomicU64,
 }
 
 /// Who a session is.

@@ -24,15 +24,22 @@ const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// Where a session has been.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(super) struct Places {
-    /// Its pools at other upstreams than the one it uses now.
-    others: Vec<Arc<Pool>>,
-    last_write: Option<LastWrite>,
     /// The epoch of the routes in which there was nothing to choose.
     alone_in: Option<u64>,
+    last_write: Option<LastWrite>,
+    /// Its pools at other upstreams than the one it uses now.
+    others: Vec<Arc<Pool>>,
 }
 
 impl Places {
+    /// Whether there was nothing to choose in this epoch of the routes.
+    #[inline]
+    pub(super) fn is_alone_in(&self, epoch: u64) -> bool {
+        self.alone_in == Some(epoch)
+    }
+
     /// A write of the session was answered.
     #[inline]
     pub(super) fn wrote(&mut self, at: Instant) {
@@ -51,12 +58,6 @@ pub(super) enum Place {
 }
 
 impl Session {
-    /// Whether the upstream that was turned to last is the only one.
-    #[inline]
-    pub(super) fn has_one_place(&self) -> bool {
-        self.places.alone_in == Some(self.routes.epoch())
-    }
-
     /// Turns to the upstream for what is sent next; holds a write while there is no primary. Returns the epoch of the
     /// routes that were followed.
     pub(super) async fn go_where_it_runs(
@@ -64,26 +65,36 @@ impl Session {
         sorted: Sorted,
         deadline: Option<Instant>,
     ) -> Result<u64, Option<Refusal>> {
+        let mut until = None;
+        loop {
+            match self.turn_to_server(sorted) {
+                Ok(epoch) => return Ok(epoch),
+                Err((why, epoch)) => self.wait_for_server(why, epoch, &mut until, deadline).await?,
+            }
+        }
+    }
+
+    /// Turns to the upstream for what is sent next, if there is one now. With the epoch of the routes, either way.
+    #[inline]
+    pub(super) fn turn_to_server(&mut self, sorted: Sorted) -> Result<u64, (WhyNot, u64)> {
+        let epoch = self.routes.epoch();
+        if self.places.is_alone_in(epoch) {
+            return Ok(epoch);
+        }
+        self.choose_server(sorted, epoch)
+    }
+
+    fn choose_server(&mut self, sorted: Sorted, epoch: u64) -> Result<u64, (WhyNot, u64)> {
         let reach = match self.talk.keeps() {
             Hold::Transaction => sorted.reach(),
             Hold::Session => Reach::Primary,
         };
-        let mut until = None;
-        loop {
-            let epoch = self.routes.epoch();
-            if self.places.alone_in == Some(epoch) {
-                return Ok(epoch);
-            }
-            match self.routes.route(reach, self.places.last_write, clock::now()) {
-                Ok(upstream) => {
-                    self.turn_to(&upstream);
-                    // Asked after the epoch, which changes after the routes: true for as long as it stays.
-                    self.places.alone_in = self.routes.has_one().then_some(epoch);
-                    return Ok(epoch);
-                }
-                Err(why) => self.wait_for_server(why, epoch, &mut until, deadline).await?,
-            }
-        }
+        let upstream =
+            self.routes.route(reach, self.places.last_write, clock::now()).map_err(|why| (why, epoch))?;
+        self.turn_to(&upstream);
+        // Asked after the epoch, which changes after the routes: true for as long as it stays.
+        self.places.alone_in = self.routes.has_one().then_some(epoch);
+        Ok(epoch)
     }
 
     /// Whether what was refused may be had elsewhere by now.

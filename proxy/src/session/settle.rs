@@ -161,8 +161,7 @@ impl Session {
     /// statements said, whether they failed or were rolled back.
     pub(super) async fn read_settings_back(&mut self, lease: &mut Lease) -> Result<(), SettingsRefused> {
         let notes = &mut self.talk.notes;
-        let mut resets = std::mem::take(&mut notes.resets);
-        let mut names = std::mem::take(&mut notes.touched);
+        let (mut names, mut resets) = notes.take_settings();
         if std::mem::take(&mut notes.reset_all) {
             let known = [&lease.applied, &self.talk.startup, &self.talk.wanted];
             resets.extend(known.iter().flat_map(|set| set.iter()).map(|(name, _)| name.into()));

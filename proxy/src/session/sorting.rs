@@ -8,7 +8,7 @@ use super::lanes::{Surroundings, TransactionLane, fingerprint_of};
 use super::terms::SessionTerms;
 use crate::backend::Statement;
 use crate::exchange::Facts;
-use crate::exchange::facts::Reach;
+use crate::exchange::facts::{Reach, differ_in_a_number, is_plain_select};
 use crate::pool::Pool;
 use crate::sql::{Lane, StatementKind};
 use crate::wire::frame::HEADER_LEN;
@@ -58,6 +58,8 @@ pub(super) enum Kind {
 #[derive(Debug, Default)]
 pub(super) struct LastSent {
     kind: Kept,
+    /// Whether the text in the buffer beside is known to be plain, whether or not it was sent last.
+    is_plain: bool,
     /// The statement, or one from before: the next one is most likely the same.
     statement: Option<Arc<Statement>>,
 }
@@ -127,13 +129,6 @@ fn hash(bytes: &[u8]) -> u64 {
     HASHER.hash_one(bytes.get(..HASHED_MAX).unwrap_or(bytes))
 }
 
-/// What was found out about a text before it is sent, and of which text.
-#[derive(Debug)]
-pub(super) struct Ahead {
-    text: u64,
-    facts: Facts,
-}
-
 /// The statements that an exchange parses itself.
 #[derive(Debug, Default)]
 struct Parsed<'a> {
@@ -155,7 +150,7 @@ impl Conversation {
     /// Looks at the first exchange in `bytes`, as far as it is there. What it finds out about the first text is
     /// kept for when that text is sent.
     pub(super) fn sort(&mut self, bytes: &[u8], pool: &Arc<Pool>) -> Sorted {
-        self.ahead = None;
+        self.ahead_of = None;
         self.terms.forget_hints();
         self.last_sent.kind = Kept::Nowhere;
         self.sent_values = 0;
@@ -226,8 +221,9 @@ impl Conversation {
         let facts = Facts::of(text);
         add(&mut self.terms, &facts, pool, sorted, || fingerprint_of(text));
         self.keep_text(text);
-        if self.ahead.is_none() {
-            self.ahead = Some(Ahead { text: HASHER.hash_one(text), facts });
+        if self.ahead_of.is_none() {
+            self.ahead_of = Some(HASHER.hash_one(text));
+            self.ahead = facts;
         }
     }
 
@@ -238,7 +234,22 @@ impl Conversation {
             self.sent_text.clear();
             self.sent_text.extend_from_slice(text);
             self.last_sent.kind = Kept::Text;
+            self.last_sent.is_plain = false;
         }
+    }
+
+    /// Whether this is a plain SELECT. If it is, it is sent next: see [`Conversation::keep_text`].
+    #[inline]
+    pub(super) fn keep_plain(&mut self, text: &[u8]) -> bool {
+        // Most are as one before.
+        let is_known = self.last_sent.is_plain
+            && (*self.sent_text == *text || differ_in_a_number(&self.sent_text, text));
+        if !is_known && !is_plain_select(text) {
+            return false;
+        }
+        self.keep_text(text);
+        self.last_sent.is_plain = self.last_sent.kind == Kept::Text;
+        true
     }
 
     /// Gives back what a quiet session does not need of what it sent.
@@ -278,14 +289,11 @@ impl Conversation {
 
     /// What is known already of the text that is sent now, or is to be found out.
     pub(super) fn facts_of(&mut self, text: &[u8]) -> Facts {
-        match self.ahead.take() {
-            Some(Ahead { text: of, facts }) if of == HASHER.hash_one(text) => facts,
-            // Of another one, which may come yet.
-            other => {
-                self.ahead = other;
-                Facts::of(text)
-            }
+        if self.ahead_of.is_some_and(|of| of == HASHER.hash_one(text)) {
+            self.ahead_of = None;
+            return std::mem::take(&mut self.ahead);
         }
+        Facts::of(text)
     }
 
     /// What runs, or is about to, with its values: the same for statements that want the same rows.

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::policy::{IdleLimits, Policies, Policy, Who};
+use super::policy::{IdleLimits, Policies, Who};
 use crate::clock::millis;
 use crate::config::{Rule, Timeouts};
 use crate::sql::terms::{
@@ -77,14 +77,14 @@ fn percent(share: f64) -> u8 {
 
 impl Terms {
     /// What the configuration says.
-    fn of(policy: &Policy, rule: Option<&Rule>) -> Self {
+    pub(super) fn of(timeouts: &Timeouts, rule: Option<&Rule>) -> Self {
         Self {
             priority: rule.and_then(|rule| rule.priority).unwrap_or(Priority::Critical),
             lane: None,
-            timeouts: TermTimeouts::of(&policy.timeouts, rule),
+            timeouts: TermTimeouts::of(timeouts, rule),
             deadline: None,
             write_share: rule.and_then(|rule| rule.write_share).map(percent),
-            max: policy.timeouts.max,
+            max: timeouts.max,
         }
     }
 
@@ -184,14 +184,32 @@ fn whole_millis(duration: Duration) -> u32 {
     u32::try_from(duration.as_millis()).unwrap_or(MILLIS_MAX).min(MILLIS_MAX)
 }
 
-/// The terms of one session, and where they come from.
+/// The terms of one session, and where they come from. What every exchange reads is small and lies together; the rest
+/// is away from it.
 #[derive(Debug)]
 pub struct SessionTerms {
-    now: Terms,
-    /// Those of what is sent next, when it has hints.
-    hinted: Option<Terms>,
+    /// Shared with all sessions that have the same.
+    now: Arc<Terms>,
+    hinted: Hinted,
     policies: Arc<Policies>,
     generation: u64,
+    /// What the transaction has changed, and how to undo it.
+    transaction: Touched,
+    sources: Box<Sources>,
+}
+
+/// The terms of what is sent next.
+#[derive(Debug)]
+enum Hinted {
+    /// Those of the session. An allocation to use again.
+    No(Option<Box<Terms>>),
+    /// It has hints.
+    Yes(Box<Terms>),
+}
+
+/// Where the terms of a session come from, the configuration aside.
+#[derive(Debug)]
+struct Sources {
     who: Who,
     idle: Arc<IdleLimits>,
     /// By options of the startup packet: what RESET goes back to.
@@ -200,19 +218,29 @@ pub struct SessionTerms {
     session: Overrides,
     /// By SET LOCAL.
     local: Overrides,
-    /// What the transaction has changed, and how to undo it.
-    transaction: Touched,
 }
 
 /// What a transaction did to the terms.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 enum Touched {
     Nothing,
-    /// `before`: what SET had set before it. `fate`: how it ends as far as the server has said.
-    Something {
-        before: Overrides,
-        fate: Fate,
-    },
+    Something(Box<Undo>),
+}
+
+/// How to undo what a transaction did to the terms.
+#[derive(Debug)]
+struct Undo {
+    /// What SET had set before it.
+    before: Overrides,
+    /// How it ends as far as the server has said.
+    fate: Fate,
+}
+
+impl Sources {
+    /// All wishes of the application, the strongest of each.
+    fn overrides(&self) -> Overrides {
+        self.startup.under(&self.session).under(&self.local)
+    }
 }
 
 /// How a transaction ends.
@@ -236,26 +264,20 @@ impl SessionTerms {
         idle: Arc<IdleLimits>,
     ) -> Result<Self, SettingError> {
         let generation = policies.generation.load(Ordering::Acquire);
-        let base = {
-            let policy = policies.current.load();
-            Terms::of(&policy, policy.rule(&who))
-        };
+        let base = policies.current.load().terms(&who).0;
         let mut startup = Overrides::default();
         for &option in options {
             base.check(option)?;
             startup.set(option);
         }
+        let (session, local) = (Overrides::default(), Overrides::default());
         let mut terms = Self {
             now: base,
-            hinted: None,
+            hinted: Hinted::No(None),
             policies,
             generation,
-            who,
-            idle,
-            startup,
-            session: Overrides::default(),
-            local: Overrides::default(),
             transaction: Touched::Nothing,
+            sources: Box::new(Sources { who, idle, startup, session, local }),
         };
         terms.resolve();
         Ok(terms)
@@ -270,14 +292,25 @@ impl SessionTerms {
     /// What applies to what is sent next.
     #[inline]
     pub fn applied(&self) -> &Terms {
-        self.hinted.as_ref().unwrap_or(&self.now)
+        match &self.hinted {
+            Hinted::No(_) => &self.now,
+            Hinted::Yes(terms) => terms,
+        }
     }
 
     /// Something else is sent next.
     #[inline]
     pub fn forget_hints(&mut self) {
-        if self.hinted.is_some() {
-            self.hinted = None;
+        if let Hinted::Yes(_) = self.hinted {
+            self.hinted = Hinted::No(self.take_hinted());
+        }
+    }
+
+    /// The allocation for terms of hints, if there was one.
+    fn take_hinted(&mut self) -> Option<Box<Terms>> {
+        match std::mem::replace(&mut self.hinted, Hinted::No(None)) {
+            Hinted::No(kept) => kept,
+            Hinted::Yes(kept) => Some(kept),
         }
     }
 
@@ -285,8 +318,19 @@ impl SessionTerms {
     #[inline]
     pub fn hint(&mut self, hints: &Overrides) {
         if !hints.is_empty() {
-            self.hinted = Some(self.applied().for_statement(hints));
+            self.apply(hints);
         }
+    }
+
+    fn apply(&mut self, hints: &Overrides) {
+        let terms = self.applied().for_statement(hints);
+        self.hinted = Hinted::Yes(match self.take_hinted() {
+            Some(mut kept) => {
+                *kept = terms;
+                kept
+            }
+            None => Box::new(terms),
+        });
     }
 
     /// Takes over a configuration that was reloaded. One load when there is none; to be called per transaction.
@@ -306,34 +350,27 @@ impl SessionTerms {
     /// `application_name` has this value now: other rules may match.
     pub fn renamed(&mut self, application_name: &[u8]) {
         let name = String::from_utf8_lossy(application_name);
-        if *name != *self.who.application_name {
-            self.who.application_name = name.into();
+        if *name != *self.sources.who.application_name {
+            self.sources.who.application_name = name.into();
             self.resolve();
         }
     }
 
     /// The terms without any wish of the application.
-    fn base(&self) -> Terms {
-        let policy = self.policies.current.load();
-        Terms::of(&policy, policy.rule(&self.who))
+    fn base(&self) -> Arc<Terms> {
+        self.policies.current.load().terms(&self.sources.who).0
     }
 
     fn resolve(&mut self) {
         let policy = self.policies.current.load();
-        let rule = policy.rule(&self.who);
-        let base = Terms::of(&policy, rule);
-        self.now = base.with(&self.overrides());
-        let own =
-            |setting| self.overrides().duration(setting).map(|_| whole_millis(self.now.duration(setting)));
+        let (base, rule) = policy.terms(&self.sources.who);
+        let overrides = self.sources.overrides();
+        self.now = if overrides.is_empty() { base } else { Arc::new(base.with(&overrides)) };
+        let own = |setting| overrides.duration(setting).map(|_| whole_millis(self.now.duration(setting)));
         let ruled = rule.map(|rule| rule.timeouts).unwrap_or_default();
         let in_transaction = own(DurationSetting::IdleInTransaction).map(u64::from);
         let in_transaction = in_transaction.or(ruled.idle_in_transaction.map(millis));
-        self.idle.set(in_transaction, ruled.idle_session.map(millis));
-    }
-
-    /// All wishes of the application, the strongest of each.
-    fn overrides(&self) -> Overrides {
-        self.startup.under(&self.session).under(&self.local)
+        self.sources.idle.set(in_transaction, ruled.idle_session.map(millis));
     }
 
     /// Why a statement cannot succeed, if that is known.
@@ -351,11 +388,11 @@ impl SessionTerms {
             Command::Set(assignment, span) => self.set(assignment, span),
             Command::Reset(setting, Span::Session, _) => {
                 self.touch();
-                self.session.clear(setting);
-                self.local.clear(setting);
+                self.sources.session.clear(setting);
+                self.sources.local.clear(setting);
             }
             Command::Reset(setting, Span::Transaction, _) => {
-                let value = self.base().with(&self.startup).assignment(setting);
+                let value = self.base().with(&self.sources.startup).assignment(setting);
                 self.set(value, Span::Transaction);
             }
             Command::Show(setting) => return Some(self.now.show(setting)),
@@ -367,61 +404,64 @@ impl SessionTerms {
 
     fn set(&mut self, assignment: Assignment, span: Span) {
         self.touch();
+        let sources = &mut self.sources;
         match span {
             Span::Session => {
-                self.session.set(assignment);
+                sources.session.set(assignment);
                 // The newest SET wins, whichever it is.
-                self.local.clear(assignment.setting());
+                sources.local.clear(assignment.setting());
             }
-            Span::Transaction => self.local.set(assignment),
+            Span::Transaction => sources.local.set(assignment),
         }
     }
 
     /// `RESET ALL`, `DISCARD ALL`.
     pub fn reset_all(&mut self) {
-        if self.session.is_empty() && self.local.is_empty() {
+        if self.sources.session.is_empty() && self.sources.local.is_empty() {
             return;
         }
         self.touch();
-        self.session = Overrides::default();
-        self.local = Overrides::default();
+        self.sources.session = Overrides::default();
+        self.sources.local = Overrides::default();
         self.resolve();
     }
 
     fn touch(&mut self) {
-        if self.transaction == Touched::Nothing {
-            self.transaction = Touched::Something { before: self.session, fate: Fate::Committed };
+        if let Touched::Nothing = self.transaction {
+            let undo = Undo { before: self.sources.session, fate: Fate::Committed };
+            self.transaction = Touched::Something(Box::new(undo));
         }
     }
 
     /// Whether the end of the transaction matters.
     #[inline]
     pub fn is_provisional(&self) -> bool {
-        self.transaction != Touched::Nothing
+        matches!(self.transaction, Touched::Something(_))
     }
 
     /// What the server says of the transaction so far; its last word counts.
     pub fn transaction_is(&mut self, word: Fate) {
-        if let Touched::Something { fate, .. } = &mut self.transaction {
-            *fate = word;
+        if let Touched::Something(undo) = &mut self.transaction {
+            undo.fate = word;
         }
     }
 
     /// The transaction is over, as the server has said.
     #[inline]
     pub fn end_transaction(&mut self) {
-        if let Touched::Something { before, fate } = self.transaction {
-            self.ended(before, fate);
+        if self.is_provisional() {
+            self.ended();
         }
     }
 
     #[cold]
-    fn ended(&mut self, before: Overrides, fate: Fate) {
-        if fate == Fate::RolledBack {
-            self.session = before;
+    fn ended(&mut self) {
+        if let Touched::Something(undo) = std::mem::replace(&mut self.transaction, Touched::Nothing)
+            && undo.fate == Fate::RolledBack
+        {
+            self.sources.session = undo.before;
         }
-        self.local = Overrides::default();
-        self.transaction = Touched::Nothing;
+        self.sources.local = Overrides::default();
         self.resolve();
     }
 
@@ -583,10 +623,10 @@ mod tests {
         let mut terms = session(rules, "");
         let minute = Duration::from_mins(1);
 
-        assert_eq!(terms.idle.outside(minute), Duration::from_hours(1));
-        assert_eq!(terms.idle.in_transaction(minute), minute);
+        assert_eq!(terms.sources.idle.outside(minute), Duration::from_hours(1));
+        assert_eq!(terms.sources.idle.in_transaction(minute), minute);
         run(&mut terms, "SET tidegate.idle_in_transaction_timeout = '5s'");
-        assert_eq!(terms.idle.in_transaction(minute), Duration::from_secs(5));
+        assert_eq!(terms.sources.idle.in_transaction(minute), Duration::from_secs(5));
     }
 
     #[test]

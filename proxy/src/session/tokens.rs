@@ -101,8 +101,9 @@ impl Habit {
     }
 }
 
-/// See the module documentation.
+/// See the module documentation. What every exchange looks at comes first: in memory, too.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(super) struct Tokens {
     /// Whether questions are asked.
     pub(super) on: bool,
@@ -112,14 +113,14 @@ pub(super) struct Tokens {
     last: Sent,
     question: Question,
     habit: Habit,
-    /// Questions without an answer.
-    owed: usize,
-    /// Of the transaction that is being answered.
-    pub(super) token: Option<Token>,
-    /// A question that failed has failed the transaction, and the application does not know: the server's error.
-    failure: Option<Box<[u8]>>,
     /// Whether the simple query at the front has its `CommandComplete`.
     completed: bool,
+    /// Questions without an answer.
+    owed: usize,
+    /// A question that failed has failed the transaction, and the application does not know: the server's error.
+    failure: Option<Box<[u8]>>,
+    /// Of the transaction that is being answered.
+    pub(super) token: Option<Token>,
 }
 
 impl Tokens {

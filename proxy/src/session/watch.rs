@@ -26,25 +26,26 @@ use crate::wire::TransactionStatus;
 /// which an application is answered after its deadline.
 const CANCEL_WITHIN: Duration = Duration::from_millis(300);
 
-/// See the module documentation.
+/// See the module documentation. What every exchange looks at comes first: in memory, too.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Watch {
+    run: Option<Run>,
     /// When the first byte came of what is sent next.
     began: Option<Instant>,
-    run: Option<Run>,
-    /// The lane of what was asked for last.
-    lane: Lane,
     /// When the transaction began, on the clock.
     transaction: Option<u64>,
-    overdue: Overdue,
-    /// Whether a cancel of ours may still be on its way to the backend.
-    cancel: Cancel,
-    /// What the next exchange waits for.
-    waiting: Option<Waiting>,
     /// Answers of the server when progress was noted last.
     answers: u64,
     /// Its errors when what runs began.
     errors: u64,
+    /// The lane of what was asked for last.
+    lane: Lane,
+    overdue: Overdue,
+    /// Whether a cancel of ours may still be on its way to the backend.
+    cancel: Cancel,
+    /// What the next exchange waits for.
+    waiting: Option<Box<Waiting>>,
 }
 
 /// Exchanges that run without a pause between them.
@@ -224,7 +225,7 @@ impl Watch {
     /// Since when the next exchange has waited for its lane.
     #[inline]
     pub(super) fn waiting_since(&self) -> Option<Instant> {
-        self.waiting.map(|waiting| waiting.since)
+        self.waiting.as_ref().map(|waiting| waiting.since)
     }
 
     /// The lane is there, or is not waited for any more.
@@ -248,6 +249,12 @@ impl Watch {
         self.waiting = None;
         self.overdue = Overdue::No;
         self.run = None;
+    }
+
+    /// Something of each of its lines of the cache.
+    #[inline]
+    pub(super) fn glance(&self) -> u64 {
+        self.answers ^ self.transaction.unwrap_or_default() ^ u64::from(self.run.is_some())
     }
 
     /// Whether anything runs.
@@ -461,7 +468,7 @@ impl Session {
     /// The deadline has passed, or the time for a step of what follows.
     pub(super) fn overdue(&mut self, lease: &mut Lease) -> Verdict {
         let now = Instant::now();
-        if let Some(waiting) = self.watch.waiting {
+        if let Some(waiting) = self.watch.waiting.as_deref().copied() {
             return self.waited(lease, waiting, now);
         }
         let Some(run) = self.watch.run else { return self.transaction_overdue(lease, now) };
@@ -548,7 +555,7 @@ impl Session {
     /// The next exchange of a transaction waits for room in its lane, as long as the queue or its deadline allows.
     pub(super) fn wait_for_lane(&mut self, lease: &Lease, sorted: Sorted, now: Instant) {
         let lane = sorted.lane;
-        if self.watch.waiting.is_some_and(|waiting| waiting.lane == lane) {
+        if self.watch.waiting.as_ref().is_some_and(|waiting| waiting.lane == lane) {
             return;
         }
         let terms = self.talk.terms.applied();
@@ -558,7 +565,7 @@ impl Session {
             Some(_) | None => (queue, Reason::QueueTimeout),
         };
         let until = now + within;
-        self.watch.waiting = Some(Waiting { lane, since: now, until, reason });
+        self.watch.waiting = Some(Box::new(Waiting { lane, since: now, until, reason }));
         arm(lease, clock::at_ms(until));
     }
 
@@ -615,7 +622,7 @@ impl Session {
             let look = self.pool.upstream.guard.look(lease.cancel_target.process_id, run.running.since);
             let timed_out = timed_out(run, look.as_ref());
             let detail = timed_out.detail(&self.pool.upstream.name);
-            self.talk.timing_out = Some(TimingOut { detail, timed_out });
+            self.talk.timing_out = Some(Box::new(TimingOut { detail, timed_out }));
         }
         // Whoever did not have to look has more time.
         let looked = self.watch.overdue == Overdue::Looking;
