@@ -34,7 +34,8 @@ pub struct Checkout<'a> {
 /// What a session calls.
 pub type Stack = Admit<PoolService>;
 
-/// Puts the layers together.
+/// Puts the layers together. A session goes by [`Stack::at_once`] and [`Stack::queue`] where it can, which do what the layers
+/// do without their futures: whoever adds one adds it there.
 pub fn build() -> Stack {
     ServiceBuilder::new()
         // Before any queue: what a stuck server cannot serve must cost neither a place nor a wait.
@@ -70,6 +71,12 @@ impl Stack {
         checkout.pool.upstream.guard.admit(checkout.lane, checkout.now).ok()?;
         checkout.pool.acquire_at_once(checkout.lane, &checkout.ask, checkout.now, checkout.worker).ok()
     }
+
+    /// What a call gives once [`Stack::at_once`] has found nothing: a wait, or why there is none.
+    #[inline]
+    pub fn queue(&self, checkout: Checkout<'_>) -> Admitting<Acquire> {
+        Admitting::door(checkout, |Checkout { pool, lane, ask, worker, .. }| pool.enqueue(lane, ask, worker))
+    }
 }
 
 impl<'a, S> Service<Checkout<'a>> for Admit<S>
@@ -88,10 +95,7 @@ where
 
     #[inline]
     fn call(&mut self, checkout: Checkout<'a>) -> Self::Future {
-        match checkout.pool.upstream.guard.admit(checkout.lane, checkout.now) {
-            Ok(()) => Admitting(State::Admitted(self.inner.call(checkout))),
-            Err(open) => Admitting(State::Refused(Some(Refusal::breaker_open(checkout.lane, open)))),
-        }
+        Admitting::door(checkout, |checkout| self.inner.call(checkout))
     }
 }
 
@@ -105,6 +109,17 @@ enum State<F> {
     Admitted(F),
     /// `None` once it was said.
     Refused(Option<Refusal>),
+}
+
+impl<F> Admitting<F> {
+    /// Calls what is behind the door, unless the breaker is open.
+    #[inline]
+    fn door<'a>(checkout: Checkout<'a>, inner: impl FnOnce(Checkout<'a>) -> F) -> Self {
+        match checkout.pool.upstream.guard.admit(checkout.lane, checkout.now) {
+            Ok(()) => Self(State::Admitted(inner(checkout))),
+            Err(open) => Self(State::Refused(Some(Refusal::breaker_open(checkout.lane, open)))),
+        }
+    }
 }
 
 impl<F: Future<Output = Result<Lease, Refusal>> + Unpin> Future for Admitting<F> {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::{Lease, Pool};
 use crate::backend::Backend;
+use crate::clock;
 use crate::exchange::Refusal;
 use crate::sql::Lane;
 
@@ -58,7 +59,7 @@ impl Acquire {
 
     pub(super) fn waiting(pool: Arc<Pool>, lane: Lane, ask: Ask, worker: usize) -> Self {
         let wait_max = ask.wait_max.unwrap_or_else(|| pool.upstream.limits().queue_timeout);
-        let until = Instant::now() + wait_max;
+        let until = clock::now() + wait_max;
         let checkout = pool.backends.checkout(lane.index(), ask);
         Self(State::Waiting(Wait { checkout, pool, lane, ask, until, worker, counted: Counted::No }))
     }

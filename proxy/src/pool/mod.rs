@@ -200,8 +200,9 @@ impl Pool {
         None
     }
 
+    /// As [`Pool::acquire`], for whoever was given none at once: a wait, or why there is none.
     #[cold]
-    fn enqueue(self: &Arc<Self>, lane: Lane, ask: Ask, worker: usize) -> Acquire {
+    pub(crate) fn enqueue(self: &Arc<Self>, lane: Lane, ask: Ask, worker: usize) -> Acquire {
         if let Some(trouble) = self.hopeless() {
             return Acquire::refused(trouble);
         }

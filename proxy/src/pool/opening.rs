@@ -61,6 +61,9 @@ impl Pool {
 
     /// As [`Pool::trouble`], once it has lasted for so long that waiting makes no sense.
     pub(super) fn hopeless(&self) -> Option<Refusal> {
+        if !self.has_none() {
+            return None;
+        }
         let openings = self.openings();
         let trouble = openings.trouble.as_ref().filter(|_| self.has_none())?;
         let now = Instant::now();
@@ -72,8 +75,13 @@ impl Pool {
     /// Starts as many connects as the waiters need and the limits allow. Inside a runtime of a worker, or of
     /// the main thread.
     pub(super) fn open_as_needed(self: &Arc<Self>) {
-        let openings = self.openings();
         let limits = self.upstream.limits();
+        // No lock for a pool that is full. Who closes a backend looks here afterwards, and whoever waits was counted under
+        // the lock that `wanted` takes: one of the two sees the other.
+        if self.open.load(Ordering::Relaxed) >= limits.size {
+            return;
+        }
+        let openings = self.openings();
         while self.backends.wanted() > self.opening.load(Ordering::Relaxed)
             && self.may_open(&openings, &limits)
         {

@@ -260,7 +260,7 @@ impl Conversation {
             plain: None,
             front: Whose::Unknown,
             ahead_of: None,
-            ahead: Facts::default(),
+            ahead: Facts::PLAIN_SELECT,
             answers: 0,
             errors: 0,
             ailment: Ailment::None,
@@ -353,7 +353,7 @@ impl Conversation {
         self.between_exchanges = true;
         self.gate = Gate::Shut;
         self.transaction = TransactionLane::default();
-        self.ahead_of = None;
+        self.forget_ahead();
         self.plain = None;
         self.front = Whose::Unknown;
         self.ailment = Ailment::None;

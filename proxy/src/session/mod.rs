@@ -41,7 +41,7 @@ use tidegate_layers::breaker::Outcome;
 
 use self::account::Account;
 use self::conversation::Conversation;
-use self::front::Stage;
+use self::front::{Stage, Woken};
 use self::registry::{Phase, Registration, Signal};
 use self::relay::{Hold, Relayed};
 use self::routing::Places;
@@ -167,7 +167,12 @@ impl Session {
         let mut tenure = Tenure::Without;
         self.enter_without();
         loop {
-            let turn = poll_fn(|cx| self.poll_turns(cx, &mut tenure)).await;
+            let mut woken = Woken::No;
+            let turn = poll_fn(|cx| {
+                let woken = std::mem::replace(&mut woken, Woken::Yes);
+                self.poll_turns(cx, woken, &mut tenure)
+            });
+            let turn = turn.await;
             // Seldom, and large: it must not make every session larger.
             if let Flowing::Ended = Box::pin(self.out_of_turn(turn, &mut tenure)).await {
                 return;
@@ -187,7 +192,7 @@ impl Session {
                 self.end_with(&refusal).await;
                 return Flowing::Ended;
             }
-            Turn::Search(asked) => self.take_up_elsewhere(asked).await,
+            Turn::Search(asked, waited) => self.take_up_elsewhere(asked, waited).await,
             Turn::Settings(lease, deadline) => self.bring_settings(lease, deadline).await,
             Turn::Relayed(lease, end) => self.hold_on(lease, end).await,
         };
@@ -318,7 +323,7 @@ impl Session {
     fn give_back_idle(&mut self, lease: Lease) {
         self.pool.exchanges.fetch_add(1, Ordering::Relaxed);
         if lease.cancel_target.is_threatened() {
-            tokio::spawn(recover::quarantine(lease));
+            tokio::spawn(recover::take_the_blow(lease));
         } else {
             lease.give_back();
         }

@@ -62,12 +62,18 @@ struct Unnamed {
 }
 
 /// What an unnamed statement is.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Definition {
     /// Its Parse as a whole frame: it is prepared anew when another backend has to bind it.
     frame: Vec<u8>,
     /// What it does.
     facts: Facts,
+}
+
+impl Default for Definition {
+    fn default() -> Self {
+        Self { frame: Vec::new(), facts: Facts::PLAIN_SELECT }
+    }
 }
 
 /// Who runs the unnamed statement.
@@ -230,11 +236,12 @@ impl Names {
         self.unnamed_kind = UnnamedKind::Forwarded;
     }
 
-    /// Keeps the allocation of an unnamed statement that is over.
+    /// Keeps the allocation of an unnamed statement that is over, and nothing that it was.
     #[inline]
     fn keep(&mut self, over: Unnamed) {
-        if over.definition.is_some() {
-            self.spare = over.definition;
+        if let Some(mut definition) = over.definition {
+            definition.facts = Facts::PLAIN_SELECT;
+            self.spare = Some(definition);
         }
     }
 

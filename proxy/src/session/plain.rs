@@ -136,6 +136,7 @@ impl Conversation {
         self.exchange_ends();
         true
     }
+
     fn owe_rows(&mut self, describes: bool) {
         if describes {
             self.ledger.owe(Owed::Describe(None));

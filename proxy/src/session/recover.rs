@@ -136,18 +136,26 @@ async fn run(lease: &mut Lease, sql: &[u8]) -> Result<(), ()> {
     Err(())
 }
 
-/// Waits until no cancel can hit the backend any more, then gives it back.
-pub(super) async fn quarantine(mut lease: Lease) {
+/// Gives a backend back that is idle, once no cancel can hit it any more.
+pub(super) async fn quarantine(lease: Lease) {
     if lease.cancel_target.is_threatened() {
-        let target = std::sync::Arc::clone(&lease.cancel_target);
-        if tokio::time::timeout(SETTLE, target.settled()).await.is_err() || target.is_doomed() {
-            return lease.give_up();
-        }
-        // The signal was sent before the server closed the cancel's connection, but a backend acts on it a
-        // moment later: an empty query takes the blow for the next session.
-        if run(&mut lease, b"").await.is_err() {
-            return lease.give_up();
-        }
+        take_the_blow(lease).await;
+    } else {
+        lease.give_back();
+    }
+}
+
+/// Waits until the cancel that threatens the backend cannot hit it any more, then gives it back. Not to be asked again: one
+/// that has come to its end meanwhile may be the very one that hits.
+pub(super) async fn take_the_blow(mut lease: Lease) {
+    let target = std::sync::Arc::clone(&lease.cancel_target);
+    if tokio::time::timeout(SETTLE, target.settled()).await.is_err() || target.is_doomed() {
+        return lease.give_up();
+    }
+    // The signal was sent before the server closed the cancel's connection, but a backend acts on it a
+    // moment later: an empty query takes the blow for the next session.
+    if run(&mut lease, b"").await.is_err() {
+        return lease.give_up();
     }
     lease.give_back();
 }

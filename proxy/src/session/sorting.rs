@@ -150,7 +150,7 @@ impl Conversation {
     /// Looks at the first exchange in `bytes`, as far as it is there. What it finds out about the first text is
     /// kept for when that text is sent.
     pub(super) fn sort(&mut self, bytes: &[u8], pool: &Arc<Pool>) -> Sorted {
-        self.ahead_of = None;
+        self.forget_ahead();
         self.terms.forget_hints();
         self.last_sent.kind = Kept::Nowhere;
         self.sent_values = 0;
@@ -257,6 +257,7 @@ impl Conversation {
         if self.sent_text.capacity() > KEPT_CAPACITY {
             self.sent_text = Vec::new();
             self.last_sent.kind = Kept::Nowhere;
+            self.last_sent.is_plain = false;
         }
         if self.last_sent.statement.as_ref().is_some_and(|statement| Arc::strong_count(statement) == 1) {
             self.last_sent = LastSent::default();
@@ -291,9 +292,17 @@ impl Conversation {
     pub(super) fn facts_of(&mut self, text: &[u8]) -> Facts {
         if self.ahead_of.is_some_and(|of| of == HASHER.hash_one(text)) {
             self.ahead_of = None;
-            return std::mem::take(&mut self.ahead);
+            return std::mem::replace(&mut self.ahead, Facts::PLAIN_SELECT);
         }
         Facts::of(text)
+    }
+
+    /// What was found out is about nothing that comes.
+    #[inline]
+    pub(super) fn forget_ahead(&mut self) {
+        if self.ahead_of.take().is_some() {
+            self.ahead = Facts::PLAIN_SELECT;
+        }
     }
 
     /// What runs, or is about to, with its values: the same for statements that want the same rows.

@@ -8,6 +8,7 @@ use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use tidegate_layers::shed::Ask;
 use tokio::time::Instant;
@@ -15,6 +16,7 @@ use tower::Service as _;
 
 use super::conversation::Gate;
 use super::front::{Next, Woken};
+use super::recover::take_the_blow;
 use super::registry::{Phase, Signal};
 use super::relay::Relayed;
 use super::sorting::Sorted;
@@ -37,12 +39,12 @@ pub(super) enum Tenure {
 }
 
 impl Tenure {
-    /// Ends the turns of a session that holds a backend.
+    /// Takes the backend away.
     #[cold]
-    fn end(&mut self, end: Relayed) -> Turn {
+    fn leave(&mut self) -> Option<Lease> {
         match std::mem::replace(self, Self::Without) {
-            Self::Holding(lease) => Turn::Relayed(lease, end),
-            Self::Without | Self::Queued(_) => Turn::Gone,
+            Self::Holding(lease) => Some(lease),
+            Self::Without | Self::Queued(_) => None,
         }
     }
 }
@@ -60,7 +62,6 @@ pub(super) struct Queued {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Asked {
     sorted: Sorted,
-    ask: Ask,
     /// When the first byte of the exchange came.
     began: Instant,
     /// When a backend was asked for.
@@ -76,8 +77,8 @@ pub(super) enum Turn {
     Farewell,
     /// The session ends, and why.
     Refused(Refusal),
-    /// A server has to be found, or waited for.
-    Search(Asked),
+    /// A server has to be found, or waited for. How long a queue was waited in already.
+    Search(Asked, Duration),
     /// The backend has other settings than the session. By when it has to have the right ones.
     Settings(Lease, Option<Instant>),
     /// Holding the backend has ended, or has to be interrupted.
@@ -89,9 +90,13 @@ type Turned = ControlFlow<Turn>;
 
 impl Session {
     /// Takes turns until something is needed that they do not have. Wakes by the sockets, the queue and by signals.
-    pub(super) fn poll_turns(&mut self, cx: &mut Context<'_>, tenure: &mut Tenure) -> Poll<Turn> {
+    pub(super) fn poll_turns(
+        &mut self,
+        cx: &mut Context<'_>,
+        mut woken: Woken,
+        tenure: &mut Tenure,
+    ) -> Poll<Turn> {
         self.warm();
-        let mut woken = Woken::Yes;
         loop {
             let turned = match tenure {
                 Tenure::Without => {
@@ -107,9 +112,9 @@ impl Session {
         }
     }
 
-    /// Looks at all that a turn is going to need, one field of each line of the cache. While others had their turns it
-    /// went out of the caches of the processor, which fetches lines side by side as long as nothing depends on them; by
-    /// and by each of them would be waited for.
+    /// Looks at what a turn is going to need, one field of most lines of the cache. While others had their turns it went
+    /// out of the caches of the processor, which fetches lines side by side as long as nothing depends on them; by and by
+    /// each of them would be waited for.
     #[inline]
     fn warm(&self) {
         let talk = &self.talk;
@@ -135,15 +140,15 @@ impl Session {
         }
         let asked = self.sort_next(clock::now());
         let Ok(epoch) = self.turn_to_server(asked.sorted) else {
-            return Poll::Ready(ControlFlow::Break(Turn::Search(asked)));
+            return Poll::Ready(ControlFlow::Break(Turn::Search(asked, Duration::ZERO)));
         };
+        let ask = self.ask(asked.sorted, asked.began);
         let lane = asked.sorted.lane;
-        let checkout =
-            Checkout { pool: &self.pool, lane, ask: asked.ask, now: asked.since, worker: self.worker };
+        let checkout = Checkout { pool: &self.pool, lane, ask, now: asked.since, worker: self.worker };
         if let Some(lease) = self.stack.at_once(checkout) {
             return Poll::Ready(self.take_up(lease, asked, asked.since, tenure));
         }
-        *tenure = Tenure::Queued(Queued { acquire: self.stack.call(checkout), asked, epoch });
+        *tenure = Tenure::Queued(Queued { acquire: self.stack.queue(checkout), asked, epoch });
         Poll::Ready(ControlFlow::Continue(()))
     }
 
@@ -154,7 +159,7 @@ impl Session {
         let sorted = self.talk.sort(self.to_db.unseen(), &self.pool);
         let began = self.watch.take_began(now);
         self.watch.asks(sorted.lane);
-        Asked { sorted, ask: self.ask(sorted, began), began, since: now }
+        Asked { sorted, began, since: now }
     }
 
     /// Waits for a backend.
@@ -171,8 +176,8 @@ impl Session {
             Err(None) => ControlFlow::Break(Turn::Gone),
             Err(Some(refusal)) => {
                 *tenure = Tenure::Without;
-                if self.is_elsewhere_now(&refusal, epoch, asked.ask.deadline) {
-                    ControlFlow::Break(Turn::Search(asked.anew()))
+                if self.is_elsewhere_now(&refusal, epoch, self.deadline(asked)) {
+                    ControlFlow::Break(Turn::Search(asked, asked.since.elapsed()))
                 } else {
                     self.turn_away(refusal)
                 }
@@ -202,16 +207,20 @@ impl Session {
         let end = ready!(self.poll_relay(cx, lease));
         if matches!(end, Relayed::Over) && !self.talk.notes.has_settings() {
             self.let_go(lease, &end);
-            if lease.cancel_target.is_threatened() {
-                return Poll::Ready(ControlFlow::Break(tenure.end(end)));
-            }
             self.pool.exchanges.fetch_add(1, Ordering::Relaxed);
-            lease.put_back();
-            *tenure = Tenure::Without;
+            if !lease.cancel_target.is_threatened() {
+                lease.put_back();
+                *tenure = Tenure::Without;
+            } else if let Some(lease) = tenure.leave() {
+                tokio::spawn(take_the_blow(lease));
+            }
             self.enter_without();
             return Poll::Ready(ControlFlow::Continue(()));
         }
-        Poll::Ready(ControlFlow::Break(tenure.end(end)))
+        Poll::Ready(match tenure.leave() {
+            Some(lease) => ControlFlow::Break(Turn::Relayed(lease, end)),
+            None => ControlFlow::Continue(()),
+        })
     }
 
     /// The exchange at the front has a backend.
@@ -225,7 +234,7 @@ impl Session {
         self.talk.gate = Gate::Open;
         if !Arc::ptr_eq(&lease.applied, &self.talk.wanted) {
             *tenure = Tenure::Without;
-            return ControlFlow::Break(Turn::Settings(lease, asked.ask.deadline));
+            return ControlFlow::Break(Turn::Settings(lease, self.deadline(asked)));
         }
         self.hold(lease, tenure);
         ControlFlow::Continue(())
@@ -253,12 +262,16 @@ impl Session {
     }
 
     /// Finds a server, and a backend at it; waits for both.
-    pub(super) async fn take_up_elsewhere(&mut self, asked: Asked) -> Result<Lease, Flowing> {
-        let refusal = match self.search(asked).await {
+    pub(super) async fn take_up_elsewhere(
+        &mut self,
+        asked: Asked,
+        waited: Duration,
+    ) -> Result<Lease, Flowing> {
+        let refusal = match self.search(asked, waited).await {
             Ok(lease) => match self.begin_exchange(&lease, asked.sorted, asked.began, clock::now()) {
                 Ok(()) => {
                     self.talk.gate = Gate::Open;
-                    return self.bring_settings(lease, asked.ask.deadline).await;
+                    return self.bring_settings(lease, self.deadline(asked)).await;
                 }
                 Err(refusal) => {
                     lease.give_back();
@@ -276,26 +289,34 @@ impl Session {
         Err(Flowing::On)
     }
 
+    /// By when the exchange has to be answered.
+    fn deadline(&self, asked: Asked) -> Option<Instant> {
+        self.ask(asked.sorted, asked.began).deadline
+    }
+
     /// `Err(None)`: the application left while it waited.
-    async fn search(&mut self, mut asked: Asked) -> Result<Lease, Option<Refusal>> {
-        let until = asked.ask.wait_max.map(|most| Instant::now() + most);
+    async fn search(&mut self, mut asked: Asked, waited: Duration) -> Result<Lease, Option<Refusal>> {
+        let mut ask = self.ask(asked.sorted, asked.began);
+        // In all it waits no longer than in one queue.
+        ask.wait_max = ask.wait_max.map(|most| most.saturating_sub(waited));
+        let until = ask.wait_max.map(|most| Instant::now() + most);
         loop {
-            let epoch = self.go_where_it_runs(asked.sorted, asked.ask.deadline).await?;
+            let epoch = self.go_where_it_runs(asked.sorted, ask.deadline).await?;
+            // How many write the same row there is another matter at each server.
+            ask.ceiling = self.ask(asked.sorted, asked.began).ceiling;
             asked.since = clock::now();
-            match self.acquire(asked).await {
-                Err(Some(refusal)) if self.is_elsewhere_now(&refusal, epoch, asked.ask.deadline) => {
-                    // In all it waits no longer than in one queue.
-                    asked.ask.wait_max = until.map(|until| until.saturating_duration_since(Instant::now()));
+            match self.acquire(asked, ask).await {
+                Err(Some(refusal)) if self.is_elsewhere_now(&refusal, epoch, ask.deadline) => {
+                    ask.wait_max = until.map(|until| until.saturating_duration_since(Instant::now()));
                 }
                 acquired => return acquired,
             }
         }
     }
 
-    async fn acquire(&mut self, asked: Asked) -> Result<Lease, Option<Refusal>> {
+    async fn acquire(&mut self, asked: Asked, ask: Ask) -> Result<Lease, Option<Refusal>> {
         let lane = asked.sorted.lane;
-        let checkout =
-            Checkout { pool: &self.pool, lane, ask: asked.ask, now: asked.since, worker: self.worker };
+        let checkout = Checkout { pool: &self.pool, lane, ask, now: asked.since, worker: self.worker };
         let mut acquire = pin!(self.stack.call(checkout));
         let acquired = poll_fn(|cx| match acquire.as_mut().poll(cx) {
             Poll::Ready(acquired) => Poll::Ready(acquired.map_err(Some)),
@@ -330,14 +351,5 @@ impl Session {
             return Some(Refusal::Cancelled);
         }
         entry.has(Signal::Kill).then(|| self.signalled(Signal::Kill))
-    }
-}
-
-impl Asked {
-    /// To be asked for at another server. In all it waits no longer than in one queue.
-    fn anew(mut self) -> Self {
-        let waited = self.since.elapsed();
-        self.ask.wait_max = self.ask.wait_max.map(|most| most.saturating_sub(waited));
-        self
     }
 }
