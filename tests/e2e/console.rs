@@ -374,6 +374,28 @@ async fn pause_waits_for_transactions_and_holds_until_resume() {
 }
 
 #[tokio::test]
+async fn a_transaction_that_has_only_read_so_far_can_write_during_a_pause() {
+    // Each transaction may end, and PAUSE waits for it; refused its first write, it would have ended for nothing.
+    let rig = Rig::start(trusting("timeouts.queue = \"1s\"")).await;
+    rig.sql("CREATE TABLE kept (n int)");
+    let mut busy = rig.app().await;
+    let (mut pausing, mut looking) = (console(rig.proxy()).await, console(rig.proxy()).await);
+    run(&mut busy, "BEGIN").await;
+    run(&mut busy, "SELECT count(*) FROM kept").await;
+    pausing.send(Frames::new().query(&format!("PAUSE {}", rig.database))).await;
+    wait_for(SOON, "the pause begins", async || {
+        (cell(&mut looking, "DATABASES", &rig.database, "paused").await == some("1")).then_some(())
+    })
+    .await;
+
+    run(&mut busy, "INSERT INTO kept VALUES (1)").await;
+    run(&mut busy, "COMMIT").await;
+
+    assert_eq!(pausing.reply().await.commands(), ["PAUSE"]);
+    assert_eq!(rig.sql("SELECT n FROM kept"), "1");
+}
+
+#[tokio::test]
 async fn a_pause_of_everything_covers_databases_that_come_later() {
     // A pool that opens a moment after PAUSE would keep a connection to a server that is about to be stopped.
     let rig = Rig::start(trusting("timeouts.queue = \"300ms\"")).await;

@@ -527,3 +527,85 @@ async fn a_move_that_is_given_up_or_flushed_leaves_the_lease_where_it_was() {
     drop(writer);
     assert_eq!((in_flight(READ), in_flight(WRITE)), (2, 0));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_that_moves_is_not_shed_and_is_the_first_to_be_served() {
+    // It is in the middle of something: refused, all that it has done would be done in vain, and done again.
+    let handoff = stocked(&[3, 1], 3);
+    let writer = take(&handoff, WRITE);
+    let mut lease = take(&handoff, READ);
+    let ask = |priority| Ask { priority, ..Ask::default() };
+    let mut waiting = [Priority::Sheddable, Priority::Critical, Priority::CriticalPlus]
+        .map(|priority| handoff.checkout(WRITE, ask(priority)));
+    assert!(waiting.iter_mut().all(|checkout| poll(checkout).is_pending()));
+    assert!(poll_move(&mut lease).is_pending());
+
+    for _ in 0..100 {
+        advance(Duration::from_millis(100)).await;
+        handoff.sweep(Instant::now());
+    }
+
+    assert!(waiting.iter_mut().all(|checkout| matches!(poll(checkout), Poll::Ready(Err(_)))), "all are shed");
+    let mut newest = handoff.checkout(WRITE, ask(Priority::CriticalPlus));
+    assert!(poll(&mut newest).is_pending());
+    drop(writer);
+    assert!(poll(&mut newest).is_pending());
+    assert!(matches!(poll_move(&mut lease), Poll::Ready(Ok(()))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_that_wait_for_a_lane_know_how_many_go_before_them() {
+    // Whoever bounds their number would refuse the wrong ones, or all at once.
+    let handoff = stocked(&[4, 1], 4);
+    let writer = take(&handoff, WRITE);
+    let [mut first, mut second, mut third] = [READ; 3].map(|lane| take(&handoff, lane));
+    assert_eq!(first.moves_before(), None);
+    for lease in [&mut first, &mut second, &mut third] {
+        assert!(poll_move(lease).is_pending());
+    }
+    let before = |leases: [&Lease<u32>; 3]| leases.map(Lease::moves_before);
+    assert_eq!(before([&first, &second, &third]), [Some(0), Some(1), Some(2)]);
+
+    second.stay();
+    assert_eq!(before([&first, &second, &third]), [Some(0), None, Some(1)]);
+
+    drop(writer);
+    assert_eq!(third.moves_before(), Some(0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pause_lets_leases_move_and_nobody_in() {
+    // Whoever pauses waits for those to end that are under way; one that has to move first would never end.
+    let handoff = stocked(&[3, 2], 3);
+    let writer = take(&handoff, WRITE);
+    let mut waits = take(&handoff, READ);
+    let mut moves = take(&handoff, READ);
+    handoff.set_ramp(READ, Some(0));
+    handoff.set_ramp(WRITE, Some(0));
+
+    assert!(matches!(poll_move(&mut moves), Poll::Ready(Ok(()))));
+    assert!(poll_move(&mut waits).is_pending(), "the ceiling still holds");
+    drop(writer);
+
+    assert!(matches!(poll_move(&mut waits), Poll::Ready(Ok(()))));
+    for lane in [READ, WRITE] {
+        assert_eq!(handoff.try_checkout(lane, &Ask::default()).unwrap_err().reason, Reason::Limit);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_an_item_can_be_refused_without_those_that_have_one() {
+    // That no new item can be had is nothing to a lease that only changes lanes.
+    let handoff = stocked(&[2, 1], 2);
+    let writer = take(&handoff, WRITE);
+    let mut lease = take(&handoff, READ);
+    let mut newcomer = handoff.checkout(WRITE, Ask::default());
+    assert!(poll(&mut newcomer).is_pending() && poll_move(&mut lease).is_pending());
+
+    handoff.flush_queue(WRITE);
+
+    assert!(matches!(poll(&mut newcomer), Poll::Ready(Err(refusal)) if refusal.reason == Reason::Flushed));
+    assert!(poll_move(&mut lease).is_pending());
+    drop(writer);
+    assert!(matches!(poll_move(&mut lease), Poll::Ready(Ok(()))));
+}

@@ -431,6 +431,15 @@ impl Guard {
         self.breaker(lane).force(force);
     }
 
+    /// Whether a lane is under suspicion not just for some of what runs there: it may not have room soon.
+    pub fn hangs(&self, lane: Lane, config: &BreakerConfig, now: Instant) -> bool {
+        let breaker = self.breaker(lane);
+        breaker.phase() == Phase::Suspect && {
+            let scan = breaker.slots().scan(self.made, now, config.stuck_min);
+            scan.suspect * 100 >= scan.in_flight * usize::from(config.stuck_share)
+        }
+    }
+
     /// What the breaker of a lane is doing.
     pub fn phase(&self, lane: Lane) -> Phase {
         self.breaker(lane).phase()

@@ -61,10 +61,16 @@ impl Lease {
         self.inner.as_ref().map_or(Lane::Read, lane_of)
     }
 
-    /// Charges it to another lane, at once or when there is room. Nothing bounds the wait but the caller.
+    /// Charges it to another lane, at once or when there is room. Nothing bounds the wait but the caller, and the breaker
+    /// of that lane when it opens.
     pub fn poll_move(&mut self, lane: Lane, cx: &mut Context<'_>) -> Poll<Result<(), Refusal>> {
         let Some(inner) = &mut self.inner else { return Poll::Ready(Ok(())) };
         inner.poll_move(lane.index(), cx).map_err(|refused| self.pool.refusal(lane, refused))
+    }
+
+    /// How many others go to the lane that it waits for before it does.
+    pub fn moves_before(&self) -> usize {
+        self.inner.as_ref().and_then(shed::Lease::moves_before).unwrap_or(0)
     }
 
     /// Stops waiting for another lane.

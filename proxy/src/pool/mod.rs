@@ -236,6 +236,13 @@ impl Pool {
         self.backends.flush(lane.index());
     }
 
+    /// Refuses everybody who waits for a backend, which transactions that are to change lanes do not.
+    pub(super) fn refuse_newcomers(&self) {
+        for lane in Lane::ALL {
+            self.backends.flush_queue(lane.index());
+        }
+    }
+
     /// Takes new limits over.
     pub(super) fn configure(&self, limits: &Limits) {
         for (index, config) in lanes(limits).into_iter().enumerate() {

@@ -11,7 +11,6 @@ use tidegate_layers::backoff::Backoff;
 use super::{Limits, Pool, upstream};
 use crate::backend::{Backend, ConnectError, Login};
 use crate::exchange::Refusal;
-use crate::sql::Lane;
 use crate::telemetry::metrics;
 
 /// Pause before a connect is tried again after a failure: full jitter up to this, doubling.
@@ -187,9 +186,7 @@ impl Pool {
             self.upstream.trouble();
         }
         if error.is_permanent() {
-            for lane in Lane::ALL {
-                self.flush(lane);
-            }
+            self.refuse_newcomers();
         }
         let pool = Arc::clone(self);
         tokio::spawn(async move {

@@ -11,6 +11,7 @@ use tidegate_layers::breaker::BreakerConfig;
 use tidegate_layers::shed::CodelConfig;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
 use super::functions::FunctionsByDatabase;
 use super::{Databases, Pool};
@@ -137,6 +138,12 @@ impl Limits {
             Lane::Read => self.size,
             Lane::Write => ((self.size as f64 * self.write_share) as usize).max(1),
         }
+    }
+
+    /// How many transactions may wait for a lane that hangs: each holds a backend meanwhile, and half of what that lane
+    /// may not have is for others.
+    fn patient(&self, lane: Lane) -> usize {
+        self.size.saturating_sub(self.ceiling(lane)) / 2
     }
 }
 
@@ -343,6 +350,13 @@ impl Upstream {
     #[inline]
     pub fn limits(&self) -> arc_swap::Guard<Arc<Limits>> {
         self.limits.load()
+    }
+
+    /// Whether a lane hangs, and so many wait for it with their backend in hand that one more would take it from those
+    /// who could use it. `before`: how many go there first.
+    pub fn is_waited_for_in_vain(&self, lane: Lane, before: usize, now: Instant) -> bool {
+        let limits = self.limits();
+        before >= limits.patient(lane) && self.guard.hangs(lane, &limits.breaker, now)
     }
 
     fn lock_pools(&self) -> MutexGuard<'_, HashMap<PoolKey, Arc<Pool>>> {

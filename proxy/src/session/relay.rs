@@ -5,8 +5,6 @@
 
 use std::task::{Context, Poll};
 
-use tidegate_layers::breaker::Phase as Breaker;
-use tidegate_layers::shed::Reason;
 use tokio::time::Instant;
 
 use super::Session;
@@ -342,17 +340,12 @@ impl Session {
                 self.watch.stop_waiting();
                 moved.map_err(Some)
             }
-            Poll::Pending if self.pool.upstream.guard.phase(lane) == Breaker::Suspect => {
-                // The lane is full of what hangs. To wait for it would take a backend from those who could read.
+            Poll::Pending if !self.talk.ledger.is_empty() => {
+                // The deadline of what runs is the one to be kept. Its answer brings us back here.
                 lease.stay();
-                self.watch.stop_waiting();
-                let retry_after = self.pool.upstream.limits().codel.target;
-                Err(Some(Refusal::Shed { lane, reason: Reason::Limit, retry_after }))
-            }
-            Poll::Pending => {
-                self.wait_for_lane(lease, sorted, now);
                 Err(None)
             }
+            Poll::Pending => Err(self.wait_for_lane(lease, sorted, now).err()),
         }
     }
 

@@ -26,6 +26,9 @@ use crate::wire::TransactionStatus;
 /// which an application is answered after its deadline.
 const CANCEL_WITHIN: Duration = Duration::from_millis(300);
 
+/// How often whoever waits for a lane looks whether that makes sense.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
 /// See the module documentation. What every exchange looks at comes first: in memory, too.
 #[derive(Debug)]
 #[repr(C)]
@@ -469,7 +472,7 @@ impl Session {
     pub(super) fn overdue(&mut self, lease: &mut Lease) -> Verdict {
         let now = Instant::now();
         if let Some(waiting) = self.watch.waiting.as_deref().copied() {
-            return self.waited(lease, waiting, now);
+            return self.wait_on(lease, waiting, now).map_or_else(Verdict::Refuse, |()| Verdict::Patience);
         }
         let Some(run) = self.watch.run else { return self.transaction_overdue(lease, now) };
         if run.due_ms > clock::at_ms(now) {
@@ -552,11 +555,20 @@ impl Session {
         }
     }
 
-    /// The next exchange of a transaction waits for room in its lane, as long as the queue or its deadline allows.
-    pub(super) fn wait_for_lane(&mut self, lease: &Lease, sorted: Sorted, now: Instant) {
+    /// The next exchange of a transaction waits for room in its lane, as long as the queue or its deadline allows. It is
+    /// not shed: what its transaction did would be lost.
+    ///
+    /// # Errors
+    /// The lane hangs, and as many transactions wait for it as the others can spare backends.
+    pub(super) fn wait_for_lane(
+        &mut self,
+        lease: &mut Lease,
+        sorted: Sorted,
+        now: Instant,
+    ) -> Result<(), Refusal> {
         let lane = sorted.lane;
         if self.watch.waiting.as_ref().is_some_and(|waiting| waiting.lane == lane) {
-            return;
+            return Ok(());
         }
         let terms = self.talk.terms.applied();
         let (queue, bound) = (terms.timeouts.queue, bound(terms, lane, sorted.kind(self.talk.status)));
@@ -564,20 +576,26 @@ impl Session {
             Some(bound) if bound < queue => (bound, Reason::Deadline),
             Some(_) | None => (queue, Reason::QueueTimeout),
         };
-        let until = now + within;
-        self.watch.waiting = Some(Box::new(Waiting { lane, since: now, until, reason }));
-        arm(lease, clock::at_ms(until));
+        let waiting = Waiting { lane, since: now, until: now + within, reason };
+        self.watch.waiting = Some(Box::new(waiting));
+        self.wait_on(lease, waiting, now)
     }
 
-    fn waited(&mut self, lease: &mut Lease, waiting: Waiting, now: Instant) -> Verdict {
-        if now < waiting.until {
-            arm(lease, clock::at_ms(waiting.until));
-            return Verdict::Patience;
-        }
+    /// Goes on waiting, until it is time to look again.
+    fn wait_on(&mut self, lease: &mut Lease, waiting: Waiting, now: Instant) -> Result<(), Refusal> {
+        let Waiting { lane, until, reason, .. } = waiting;
+        let reason = if now >= until {
+            reason
+        } else if self.pool.upstream.is_waited_for_in_vain(lane, lease.moves_before(), now) {
+            Reason::Limit
+        } else {
+            arm(lease, clock::at_ms(until.min(now + LOOK_AGAIN)));
+            return Ok(());
+        };
         lease.stay();
-        self.watch.waiting = None;
+        self.watch.stop_waiting();
         let retry_after = self.pool.upstream.limits().codel.target;
-        Verdict::Refuse(Refusal::Shed { lane: waiting.lane, reason: waiting.reason, retry_after })
+        Err(Refusal::Shed { lane, reason, retry_after })
     }
 
     fn transaction_overdue(&mut self, lease: &Lease, now: Instant) -> Verdict {

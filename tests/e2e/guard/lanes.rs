@@ -85,6 +85,101 @@ async fn a_transaction_waits_for_its_lane_no_longer_than_its_deadline() {
     run(&mut app, "SELECT 1").await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_waits_for_a_lane_that_is_slow_unless_reads_would_have_nothing_left() {
+    // Seen: while any write was slow enough to be suspect, each transaction that came to a full lane was refused, and
+    // what it had done was lost. But each that waits holds a backend: one may, of the two that writes may not have.
+    let node = block_in_place(|| own_postgres(&[]));
+    block_in_place(|| node.sql(LEDGER)).unwrap();
+    let sections = "[pool]\nsize = 4\nwrite_share = 0.5\n[timeouts]\nqueue = \"5s\"\nwrite = \"10s\"\ncommit = \"10s\"\n\
+                    [shed]\ncodel_target = \"5s\"\ncodel_interval = \"10s\"\n";
+    let proxy = guarded(&node, sections).await;
+    let [mut slow, mut slower] = [session(&proxy).await, session(&proxy).await];
+    let [mut first, mut second] = [session(&proxy).await, session(&proxy).await];
+    slow.send(Frames::new().query("INSERT INTO ledger SELECT 1 FROM pg_sleep(3)")).await;
+    slower.send(Frames::new().query("INSERT INTO ledger SELECT 2 FROM pg_sleep(4)")).await;
+    for app in [&mut first, &mut second] {
+        run(app, "BEGIN").await;
+        run(app, "SELECT 1").await;
+    }
+    let suspect = [("lane", "write"), ("phase", "suspect")];
+    wait_for(Duration::from_secs(2), "the breaker suspects something", async || {
+        (proxy.metrics().await.get("tidegate_breaker_phase", &suspect) == Some(1.0)).then_some(())
+    })
+    .await;
+
+    first.send(Frames::new().query("INSERT INTO ledger VALUES (3)")).await;
+    first.expect_silence(Duration::from_millis(200)).await;
+    let (refusal, took) = timed(&mut second, "INSERT INTO ledger VALUES (4)").await;
+    let (read, read_took) = timed(&mut session(&proxy).await, "SELECT 1").await;
+
+    refused(&refusal, "53300", &[("reason", "limit"), ("lane", "write"), ("outcome", "not_sent")]);
+    assert_eq!(refusal.status(), Some('E'));
+    at_most("refusal of the second", took, Duration::from_millis(100));
+    assert_eq!(read.error(), None);
+    at_most("read", read_took, Duration::from_millis(100));
+    assert_eq!(slow.reply().await.error(), None);
+    let waited = first.reply().await;
+    assert_eq!((waited.error(), waited.status()), (None, Some('T')));
+    run(&mut first, "COMMIT").await;
+    assert_eq!(slower.reply().await.error(), None);
+    let ledger = Watch::new(&node).await.ledger().await;
+    assert_eq!(ledger.into_keys().collect::<Vec<_>>(), [1, 2, 3]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_goes_on_to_its_lane_when_no_more_backends_can_be_opened() {
+    // It has its backend. Seen: whoever waited, for whatever, was refused with those whose login failed.
+    let node = block_in_place(|| own_postgres(&[]));
+    let objects = format!("{LEDGER}; CREATE ROLE app LOGIN; GRANT ALL ON ledger TO app");
+    block_in_place(|| node.sql(&objects)).unwrap();
+    let sections = "[pool]\nsize = 3\nwrite_share = 0.4\n[timeouts]\nqueue = \"5s\"\n\
+                    [shed]\ncodel_target = \"5s\"\ncodel_interval = \"10s\"\n";
+    let proxy = guarded(&node, sections).await;
+    let app = async || ScriptedApp::session(proxy.address(), "app", "postgres").await.0;
+    let (mut holder, mut waiter, mut newcomer) = (app().await, app().await, app().await);
+    run(&mut holder, "BEGIN").await;
+    run(&mut holder, "INSERT INTO ledger VALUES (1)").await;
+    run(&mut waiter, "BEGIN").await;
+    run(&mut waiter, "SELECT 1").await;
+    block_in_place(|| node.sql("ALTER ROLE app NOLOGIN")).unwrap();
+
+    waiter.send(Frames::new().query("INSERT INTO ledger VALUES (2)")).await;
+    waiter.expect_silence(Duration::from_millis(100)).await;
+    assert!(newcomer.query("SELECT 1").await.error().is_some(), "there is no third backend");
+    waiter.expect_silence(Duration::from_millis(100)).await;
+    run(&mut holder, "COMMIT").await;
+
+    let written = waiter.reply().await;
+    assert_eq!((written.error(), written.status()), (None, Some('T')));
+    run(&mut waiter, "COMMIT").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_behind_a_statement_that_runs_has_its_wait_for_the_lane_after_that() {
+    // The end of its wait was once the end of what ran before it, whose answer never came.
+    let node = block_in_place(|| own_postgres(&[]));
+    block_in_place(|| node.sql(LEDGER)).unwrap();
+    let sections = "[pool]\nsize = 2\nwrite_share = 0.5\n[timeouts]\nqueue = \"500ms\"\n\
+                    [shed]\ncodel_target = \"400ms\"\n";
+    let proxy = guarded(&node, sections).await;
+    let (mut holder, mut app) = (session(&proxy).await, session(&proxy).await);
+    run(&mut holder, "BEGIN").await;
+    run(&mut holder, "INSERT INTO ledger VALUES (1)").await;
+    run(&mut app, "BEGIN").await;
+    run(&mut app, "SELECT 1").await;
+
+    let pipeline = Frames::new().query("SELECT 7 FROM pg_sleep(1.5)").query("INSERT INTO ledger VALUES (2)");
+    app.send(pipeline).await;
+    let (read, write) = (app.reply().await, app.reply().await);
+
+    assert_eq!((read.value().as_deref(), read.status()), (Some("7"), Some('T')));
+    refused(&write, "53300", &[("reason", "queue_timeout"), ("lane", "write"), ("outcome", "not_sent")]);
+    assert_eq!(write.status(), Some('E'));
+    run(&mut app, "ROLLBACK").await;
+    run(&mut app, "SELECT 1").await;
+}
+
 /// One slot for writes and one for reads; the one for writes is taken by a transaction that has written. So
 /// whatever is refused is a write, and whatever is answered is a read.
 struct Sorter {

@@ -231,7 +231,8 @@ impl<T> Handoff<T> {
         self.shared.board.stats(lane)
     }
 
-    /// Sets or lifts the bound of the ramp after an outage.
+    /// Sets or lifts the bound of the ramp after an outage. Zero is a pause: nobody gets an item, but a lease may still
+    /// move, so that whoever has one comes to its end.
     pub fn set_ramp(&self, lane: Lane, ramp: Option<usize>) {
         self.change_lane(lane, |queue| queue.limit_mut().set_ramp(ramp));
     }
@@ -267,21 +268,21 @@ impl<T> Handoff<T> {
         anybody
     }
 
-    /// Refuses everybody who waits in this lane.
+    /// Refuses everybody who waits in this lane, leases that are to move there included.
     pub fn flush(&self, lane: Lane) {
         let mut wakes = WakeList::default();
         let mut state = self.lock();
-        let State { lanes, places, moves, .. } = &mut *state;
-        if let Some(queue) = lanes.get_mut(lane) {
-            moves.retain(|(to, place)| {
-                if *to == lane {
-                    refuse(places, *place, queue.refusal(Reason::Flushed), &mut wakes);
-                }
-                *to != lane
-            });
-            queue.flush(&mut |place, refusal| refuse(places, place, refusal, &mut wakes));
-        }
+        state.flush_moves(lane, &mut wakes);
+        state.flush_queue(lane, &mut wakes);
         drop(state);
+        wakes.wake();
+    }
+
+    /// Refuses everybody who waits in this lane for an item: there will be no new ones. Leases that are to move there
+    /// have theirs, and wait on.
+    pub fn flush_queue(&self, lane: Lane) {
+        let mut wakes = WakeList::default();
+        self.lock().flush_queue(lane, &mut wakes);
         wakes.wake();
     }
 
@@ -341,7 +342,7 @@ impl<T> Handoff<T> {
         let mut state = self.lock();
         match state.lanes.get_mut(to) {
             None => return StartMove::Refused(NO_SUCH_LANE),
-            Some(queue) if queue.has_room() => queue.admit(),
+            Some(queue) if queue.has_room_within() => queue.admit(),
             Some(_) => {
                 let place = state.places.insert(Place::Moving { waker: waker.clone() });
                 state.moves.push_back((to, place));
@@ -356,6 +357,13 @@ impl<T> Handoff<T> {
     /// The old lane's permit of a lease that was moved after a wait.
     pub(super) fn end_move(&self, from: Lane) {
         self.change_lane(from, |queue| queue.release(Fared::Unknown));
+    }
+
+    /// How many leases are moved to this lane before the one that waits at this place.
+    pub(super) fn moves_before(&self, to: Lane, place: usize) -> usize {
+        let state = self.lock();
+        let before = state.moves.iter().position(|(_, waiting)| *waiting == place).unwrap_or(0);
+        state.moves.iter().take(before).filter(|(lane, _)| *lane == to).count()
     }
 
     /// A lease stops waiting for another lane.
@@ -426,11 +434,29 @@ impl<T> State<T> {
     fn serve_moves(&mut self, wakes: &mut WakeList) {
         let Self { lanes, places, moves, .. } = self;
         moves.retain(|(to, place)| {
-            let Some(queue) = lanes.get_mut(*to).filter(|queue| queue.has_room()) else { return true };
+            let Some(queue) = lanes.get_mut(*to).filter(|queue| queue.has_room_within()) else { return true };
             queue.admit();
             answer(places, *place, Place::Moved, wakes);
             false
         });
+    }
+
+    fn flush_moves(&mut self, lane: Lane, wakes: &mut WakeList) {
+        let Self { lanes, places, moves, .. } = self;
+        let Some(queue) = lanes.get(lane) else { return };
+        moves.retain(|(to, place)| {
+            if *to == lane {
+                refuse(places, *place, queue.refusal(Reason::Flushed), wakes);
+            }
+            *to != lane
+        });
+    }
+
+    fn flush_queue(&mut self, lane: Lane, wakes: &mut WakeList) {
+        let Self { lanes, places, .. } = self;
+        if let Some(queue) = lanes.get_mut(lane) {
+            queue.flush(&mut |place, refusal| refuse(places, place, refusal, wakes));
+        }
     }
 
     fn start_now(&mut self, lane: Lane, ask: &Ask, now: Instant, prefers: impl FnMut(&T) -> bool) -> Now<T> {

@@ -54,8 +54,8 @@ impl<T> Lease<T> {
     /// Charges the lease to another lane. At once if there is room; else before whoever waits there without an
     /// item, in order. A lease that is in that lane already is done at once.
     ///
-    /// Nothing bounds the wait but the caller ([`stay`](Self::stay)), [`Handoff::flush`] of that lane, and the
-    /// leases that end there.
+    /// It is not shed: neither `CoDel` nor priorities, shares or the length of the queue are asked. Nothing bounds the
+    /// wait but the caller ([`stay`](Self::stay)), [`Handoff::flush`] of that lane, and the leases that end there.
     pub fn poll_move(&mut self, lane: Lane, cx: &mut Context<'_>) -> Poll<Result<(), Overloaded>> {
         let from = self.charge.lane;
         let Some(handoff) = self.charge.handoff.as_ref().filter(|_| from != lane) else {
@@ -83,6 +83,12 @@ impl<T> Lease<T> {
             // Only a checkout is granted an item.
             Found::Granted(_) | Found::Nothing => Poll::Pending,
         }
+    }
+
+    /// How many leases go to the lane that it waits for before it does. `None` if it waits for none.
+    pub fn moves_before(&self) -> Option<usize> {
+        let Moving { to, place } = self.moving?;
+        self.charge.handoff.as_ref().map(|handoff| handoff.moves_before(to, place))
     }
 
     fn moved(&mut self, lane: Lane) -> Poll<Result<(), Overloaded>> {

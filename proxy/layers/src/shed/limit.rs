@@ -50,10 +50,19 @@ impl Limit {
     }
 
     /// How many may be in flight now.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between floor and ceiling")]
     pub fn current(&self) -> usize {
-        let adaptive = self.adaptive as usize;
-        self.ceiling.min(adaptive).min(self.ramp.unwrap_or(usize::MAX))
+        self.without_ramp().min(self.ramp.unwrap_or(usize::MAX))
+    }
+
+    /// As [`current`](Self::current), for who is in flight already and only changes lanes: a ramp of zero lets nobody
+    /// in, but who is in must come to its end.
+    pub fn current_within(&self) -> usize {
+        self.without_ramp().min(self.ramp.filter(|ramp| *ramp > 0).unwrap_or(usize::MAX))
+    }
+
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between floor and ceiling")]
+    fn without_ramp(&self) -> usize {
+        self.ceiling.min(self.adaptive as usize)
     }
 
     /// The fixed bound.
@@ -69,7 +78,7 @@ impl Limit {
         self.adaptive = if unrestricted { highest } else { self.adaptive.clamp(self.floor(), highest) };
     }
 
-    /// Sets the bound of the ramp after an outage, or lifts it.
+    /// Sets the bound of the ramp after an outage, or lifts it. Zero is a pause.
     pub const fn set_ramp(&mut self, ramp: Option<usize>) {
         self.ramp = ramp;
     }

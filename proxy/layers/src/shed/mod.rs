@@ -18,7 +18,8 @@
 //! * **Promises:** nobody waits longer than [`QueueConfig::wait_max`] or its own deadline (plus the time between
 //!   two sweeps, or a timer's resolution under [`Shed`]); no permit is lost, whatever is dropped when; a freed
 //!   permit goes to the waiter whose turn it is, not to whoever polls first.
-//! * **Does not** shed what it has admitted, bound the time in service, or know what a request costs.
+//! * **Does not** shed what it has admitted (a lease that has to change lanes waits before all others, and is refused
+//!   only by a flush), bound the time in service, or know what a request costs.
 //!
 //! The permit is a value in the response ([`Admitted`]): hold it as long as the request weighs on the
 //! service, which may be long after the response began. It is acquired inside the future of `call` and

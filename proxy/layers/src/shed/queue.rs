@@ -181,9 +181,9 @@ impl<W> AdmitQueue<W> {
         }
     }
 
-    /// Whether the limit leaves room for one more, whoever it is.
-    pub fn has_room(&self) -> bool {
-        self.in_flight < self.limit.current()
+    /// Whether the limit leaves room for one that is in flight in another lane.
+    pub fn has_room_within(&self) -> bool {
+        self.in_flight < self.limit.current_within()
     }
 
     /// Permits given and not yet back.
