@@ -273,12 +273,9 @@ async fn a_closed_port_is_unreachable() {
     assert_eq!(rig.cause().await, Some(Cause::Unreachable));
 }
 
-#[tokio::test]
-async fn a_way_that_loses_packets_is_unreachable_and_found_healed_at_once() {
-    // Without a look at the handshake alone it would be called frozen. A full backlog loses them as a
-    // firewall does, and needs no privileges.
-    let node = server();
-    node.sql("CREATE ROLE prober LOGIN").unwrap();
+/// A port that loses what is sent to it, until these are dropped and what waits there is accepted. A full backlog loses
+/// packets as a firewall does, and needs no privileges.
+fn hole() -> (TcpListener, Vec<TcpStream>) {
     let hole = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     hole.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     hole.listen(0).unwrap();
@@ -288,7 +285,16 @@ async fn a_way_that_loses_packets_is_unreachable_and_found_healed_at_once() {
     while let Ok(filler) = TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
         fillers.push(filler);
     }
-    let rig = Rig::at(address.port(), Some(prober()));
+    (hole, fillers)
+}
+
+#[tokio::test]
+async fn a_way_that_loses_packets_is_unreachable_and_found_healed_at_once() {
+    // Without a look at the handshake alone it would be called frozen.
+    let node = server();
+    node.sql("CREATE ROLE prober LOGIN").unwrap();
+    let (hole, fillers) = hole();
+    let rig = Rig::at(hole.local_addr().unwrap().port(), Some(prober()));
 
     assert_ne!(rig.probe(Session::Kept).await, ProbeOutcome::Ok);
     wait_until(SOON, "the loss is noticed", || rig.write.pulse().finding() == Some(Cause::Unreachable)).await;
@@ -298,6 +304,28 @@ async fn a_way_that_loses_packets_is_unreachable_and_found_healed_at_once() {
 
     let recovery = rig.recovery().await;
     assert!(recovery < RECOVERED, "{recovery:?}");
+}
+
+#[tokio::test]
+async fn a_probe_that_began_too_early_is_through_as_soon_as_the_way_is_there() {
+    // Its packet is lost, and the kernel sends the next after a second: with it began all that recovery waits for.
+    let node = server();
+    node.sql("CREATE ROLE prober LOGIN").unwrap();
+    let (hole, fillers) = hole();
+    let rig = Rig::at(hole.local_addr().unwrap().port(), Some(prober()));
+    let start = Instant::now();
+
+    let healing = tokio::spawn(async move {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        drop(fillers);
+        relay(hole, node.port()).await;
+    });
+    let outcome = rig.answer(Session::Fresh).await;
+
+    assert_eq!(outcome, ProbeOutcome::Ok);
+    let took = start.elapsed();
+    assert!(took < Duration::from_millis(900), "{took:?}");
+    healing.abort();
 }
 
 /// Accepts everything, and carries it to the server.

@@ -5,11 +5,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use thiserror::Error;
 use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 
 use super::cancel::Peer;
@@ -42,6 +45,10 @@ const OPTIONS: &str = "-c tcp_keepalives_idle=2 -c tcp_keepalives_interval=1 -c 
 /// The same for servers before PostgreSQL 14, which do not know the last one.
 const OPTIONS_BEFORE_14: &str = "-c tcp_keepalives_idle=2 -c tcp_keepalives_interval=1 \
                                  -c tcp_keepalives_count=3 -c tcp_user_timeout=5000";
+
+/// Linux takes a SYN for lost after a second, and the next one after three: whoever connects while a way comes back would
+/// be late by that.
+const DIAL_AGAIN: Duration = Duration::from_millis(250);
 
 /// Messages of a server during login that we take, at most this long.
 const MAX_LOGIN_MESSAGE_LEN: usize = 64 * 1024;
@@ -253,12 +260,34 @@ impl Connector {
         let addresses = lookup_host((host, port)).await.map_err(ConnectError::Resolve)?;
         let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
         for address in addresses {
-            match TcpStream::connect(address).await {
+            match dial_tcp(address).await {
                 Ok(stream) => return Ok((Socket::Tcp(stream), Peer::Tcp(address))),
                 Err(error) => last = error,
             }
         }
         Err(ConnectError::Unreachable(last))
+    }
+}
+
+/// Connects. As long as there is no answer, other attempts are made beside the first, which has its time: the way may
+/// be long.
+///
+/// # Cancel safety
+/// Dropping it closes the sockets.
+async fn dial_tcp(address: SocketAddr) -> io::Result<TcpStream> {
+    let mut first = pin!(TcpStream::connect(address));
+    if let Ok(connected) = timeout(DIAL_AGAIN, first.as_mut()).await {
+        return connected;
+    }
+    loop {
+        tokio::select! {
+            connected = first.as_mut() => return connected,
+            again = timeout(DIAL_AGAIN, TcpStream::connect(address)) => {
+                if let Ok(connected) = again {
+                    return connected;
+                }
+            }
+        }
     }
 }
 
