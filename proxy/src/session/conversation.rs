@@ -281,6 +281,12 @@ impl Conversation {
         if self.pins.any() { Hold::Session } else { self.mode }
     }
 
+    /// Whether what is sent next comes outside of a transaction, as far as that is known before all is answered.
+    #[inline]
+    pub(super) fn is_outside(&self) -> bool {
+        self.status == TransactionStatus::Idle && !self.notes.begins
+    }
+
     /// See [`Position`].
     #[inline]
     pub fn position(&self) -> Position {

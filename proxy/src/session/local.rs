@@ -228,8 +228,7 @@ impl Conversation {
     /// Why a message of the extended protocol is not answered here and now: its transaction has failed, or may
     /// have. A simple query knows when its turn comes; here the server must skip the rest of the pipeline.
     fn unfit(&self) -> Option<Taken> {
-        let in_transaction = self.status != TransactionStatus::Idle || self.notes.begins;
-        if in_transaction && self.ledger.ready_owed() > 0 {
+        if !self.is_outside() && self.ledger.ready_owed() > 0 {
             return Some(Taken::Later);
         }
         (self.status == TransactionStatus::Failed).then(|| Taken::Refuse(failed_transaction()))
@@ -320,8 +319,7 @@ impl Conversation {
     fn run_command(&mut self, command: &Command, out: &mut Vec<u8>) {
         let local =
             matches!(command, Command::Set(_, Span::Transaction) | Command::Reset(_, Span::Transaction, _));
-        let outside = self.status == TransactionStatus::Idle && !self.notes.begins;
-        if local && outside {
+        if local && self.is_outside() {
             put_local_warning(out);
         }
         if let Some(value) = self.terms.run(command) {

@@ -11,9 +11,9 @@ use crate::exchange::ledger::Parsed;
 use crate::exchange::{Facts, Owed};
 use crate::io::Flow;
 use crate::pool::Pool;
+use crate::wire::Header;
 use crate::wire::frame::HEADER_LEN;
 use crate::wire::frontend::{self as tag, BindNames, Parse};
-use crate::wire::{Header, TransactionStatus};
 
 /// A plain exchange at the front of what is sent next. All of it is there.
 #[derive(Debug, Clone, Copy)]
@@ -47,7 +47,7 @@ impl Conversation {
     /// The exchange at the front of `bytes`, if it is plain. Notes what is sent.
     #[inline]
     pub(super) fn recognise(&mut self, bytes: &[u8], pool: &Pool) -> Option<Plain> {
-        let nothing_special = self.status == TransactionStatus::Idle
+        let nothing_special = self.is_outside()
             && self.begin.is_empty()
             && !self.unsynced
             && !self.local_since_sync

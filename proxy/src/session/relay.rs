@@ -331,8 +331,9 @@ impl Session {
             lease.stay();
             return Err(Some(Refusal::breaker_open(lane, open)));
         }
-        let idle = self.talk.status == TransactionStatus::Idle;
-        if lane == lease.lane() || (lane < lease.lane() && !idle) {
+        // What was sent before stays charged to its lane until it is answered.
+        let is_free = self.talk.is_outside() && self.talk.ledger.is_empty();
+        if lane == lease.lane() || (lane < lease.lane() && !is_free) {
             return Ok(());
         }
         match lease.poll_move(lane, cx) {

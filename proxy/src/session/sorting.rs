@@ -158,7 +158,7 @@ impl Conversation {
         if self.plain.is_some() {
             return Sorted::PLAIN;
         }
-        let is_new = self.status == TransactionStatus::Idle;
+        let is_new = self.is_outside();
         let mut sorted = Sorted {
             lane: Lane::Read,
             transaction: if is_new { TransactionLane::default() } else { self.transaction },

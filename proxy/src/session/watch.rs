@@ -365,7 +365,7 @@ impl Session {
         let lane = sorted.lane;
         self.watch.asks(lane);
         let began_ms = clock::at_ms(began);
-        if status == TransactionStatus::Idle || self.watch.transaction.is_none() {
+        if self.talk.is_outside() || self.watch.transaction.is_none() {
             self.watch.transaction = Some(began_ms);
         }
         let mut kind = sorted.kind(status);
@@ -384,7 +384,11 @@ impl Session {
         };
         self.talk.transaction = sorted.transaction;
         let bounds = Bounds::new(self.talk.terms.applied(), lane, kind, self.watch.transaction);
-        let (deadline, due_ms) = bounds.due(began_ms);
+        let (mut deadline, mut due_ms) = bounds.due(began_ms);
+        if let Some(before) = self.watch.run.filter(|before| before.due_ms < due_ms) {
+            // Until that is answered its deadline is the one that counts.
+            (deadline, due_ms) = (before.deadline, before.due_ms);
+        }
         self.watch.run = Some(Run { running, kind, deadline, due_ms, bounds });
         arm(lease, due_ms);
         Ok(())

@@ -358,6 +358,56 @@ async fn a_stuck_commit_is_left_alone_and_called_unknown() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_of_what_was_pipelined_is_a_commit() {
+    // Seen: a SELECT right behind a BEGIN that was not answered yet was taken for one outside of a transaction, and the
+    // COMMIT after it for one of a read. With a disk that was frozen it was told rolled_back, and then it was there.
+    let (cluster, proxy) = stuck_cluster("leave").await;
+    let simple = Frames::new().query("BEGIN; INSERT INTO ledger VALUES (1)").query("SELECT 1");
+    let extended = Frames::new().unnamed("BEGIN", &[]).unnamed("INSERT INTO ledger VALUES (2)", &[]).sync();
+    let mut tasks = JoinSet::new();
+    for frames in [simple, extended.unnamed("SELECT 1", &[]).sync()] {
+        let mut app = session(&proxy).await;
+        app.send(frames).await;
+        for _ in 0..2 {
+            let reply = app.reply().await;
+            assert_eq!((reply.error(), reply.status()), (None, Some('T')));
+        }
+        tasks.spawn(async move { timed(&mut app, "COMMIT").await });
+    }
+
+    for (reply, took) in tasks.join_all().await {
+        at_deadline("commit", took, DEADLINE);
+        let details = [("outcome", "unknown"), ("cause", "sync_standby"), ("reason", "commit_unresolved")];
+        refused(&reply, "08007", &details);
+    }
+    drop(cluster);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_behind_a_write_takes_neither_its_lane_nor_its_deadline_away() {
+    // Pipelined behind whatever is stuck, reads would move it into their part of the pool, and give it their time.
+    let fixture = Fixture::new("").await;
+    let (_holder, _) = fixture.holder().await;
+    let sections = "[pool]\nsize = 6\n[timeouts]\nread = \"20s\"\nwrite = \"1500ms\"\ncommit = \"1500ms\"\n";
+    let proxy = guarded(&fixture.node, sections).await;
+    let mut app = session(&proxy).await;
+    let begin = Instant::now();
+
+    app.send(Frames::new().query(&blocked(1)).query("SELECT 7")).await;
+    wait_for(SOON, "the write is in its lane", async || {
+        let metrics = proxy.metrics().await;
+        let of = |lane| metrics.get("tidegate_lane_in_flight", &[("lane", lane)]);
+        (of("write") > Some(0.0)).then(|| assert_eq!(of("read"), Some(0.0)))
+    })
+    .await;
+    let (write, read) = (app.reply().await, app.reply().await);
+
+    refused(&write, "57014", &[("reason", "write_timeout"), ("lane", "write"), ("outcome", "rolled_back")]);
+    at_deadline("write", begin.elapsed(), DEADLINE);
+    assert_eq!(read.value().as_deref(), Some("7"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stuck_commit_can_be_cancelled_and_is_then_called_unreplicated() {
     // The choice of those who want their locks back: committed here, confirmed by no standby, and never plain success.
     let (cluster, proxy) = stuck_cluster("cancel").await;
