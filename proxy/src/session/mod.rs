@@ -32,6 +32,7 @@ mod turns;
 mod watch;
 
 use std::future::poll_fn;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
@@ -171,8 +172,8 @@ impl Session {
             let turn = poll_fn(|cx| {
                 let woken = std::mem::replace(&mut woken, Woken::Yes);
                 self.poll_turns(cx, woken, &mut tenure)
-            });
-            let turn = turn.await;
+            })
+            .await;
             // Seldom, and large: it must not make every session larger.
             if let Flowing::Ended = Box::pin(self.out_of_turn(turn, &mut tenure)).await {
                 return;
@@ -181,27 +182,40 @@ impl Session {
     }
 
     /// What takes more than the two connections and a place in a queue.
-    async fn out_of_turn(&mut self, turn: Turn, tenure: &mut Tenure) -> Flowing {
-        let held = match turn {
-            Turn::Gone => return Flowing::Ended,
-            Turn::Farewell => {
-                self.last_words().await;
-                return Flowing::Ended;
-            }
-            Turn::Refused(refusal) => {
-                self.end_with(&refusal).await;
-                return Flowing::Ended;
-            }
-            Turn::Search(asked, waited) => self.take_up_elsewhere(asked, waited).await,
-            Turn::Settings(lease, deadline) => self.bring_settings(lease, deadline).await,
-            Turn::Relayed(lease, end) => self.hold_on(lease, end).await,
-        };
-        match held {
-            Ok(lease) => self.hold(lease, tenure),
-            Err(Flowing::On) => self.enter_without(),
-            Err(Flowing::Ended) => return Flowing::Ended,
+    async fn out_of_turn(&mut self, mut turn: Turn, tenure: &mut Tenure) -> Flowing {
+        loop {
+            let held = match turn {
+                Turn::Search(asked, waited) => match self.turn_elsewhere(asked, waited, tenure).await {
+                    ControlFlow::Continue(()) => return Flowing::On,
+                    ControlFlow::Break(next) => {
+                        turn = next;
+                        continue;
+                    }
+                },
+                Turn::Settings(lease, deadline) => self.bring_settings(lease, deadline).await,
+                Turn::Relayed(lease, end) => self.hold_on(lease, end).await,
+                Turn::Gone => Err(Flowing::Ended),
+                Turn::Farewell => {
+                    self.last_words().await;
+                    Err(Flowing::Ended)
+                }
+                Turn::Refused(refusal) => {
+                    self.end_with(&refusal).await;
+                    Err(Flowing::Ended)
+                }
+            };
+            return match held {
+                Ok(lease) => {
+                    self.hold(lease, tenure);
+                    Flowing::On
+                }
+                Err(Flowing::On) => {
+                    self.enter_without();
+                    Flowing::On
+                }
+                Err(Flowing::Ended) => Flowing::Ended,
+            };
         }
-        Flowing::On
     }
 
     /// The phase of a session without a backend that waits for none.

@@ -78,12 +78,12 @@ pub struct Notes {
     /// And ours with them, at once.
     pub resets_terms: bool,
     /// What few sessions have.
-    names: Option<Box<Names>>,
+    changed: Option<Box<Changed>>,
 }
 
-/// What was changed, by its name.
+/// What was changed, and may have to be looked after.
 #[derive(Debug, Default)]
-struct Names {
+struct Changed {
     /// Settings whose values have to be read back.
     touched: Vec<Box<str>>,
     /// Settings that went back to their values at login.
@@ -95,7 +95,7 @@ struct Names {
 impl Default for Notes {
     fn default() -> Self {
         Self {
-            names: None,
+            changed: None,
             reset_all: false,
             resets_terms: false,
             watching: false,
@@ -127,11 +127,11 @@ impl Notes {
 
     fn changes(&mut self, changes: &[Change], pins: &mut Pins) -> NewPins {
         let mut new = NewPins::default();
-        let names = self.names.get_or_insert_default();
+        let changed = self.changed.get_or_insert_default();
         for change in changes {
             match change {
-                Change::Set(name) => note(&mut names.touched, name),
-                Change::Reset(name) => note(&mut names.resets, name),
+                Change::Set(name) => note(&mut changed.touched, name),
+                Change::Reset(name) => note(&mut changed.resets, name),
                 Change::ResetAll => {
                     self.reset_all = true;
                     self.resets_terms = true;
@@ -143,12 +143,12 @@ impl Notes {
                 Change::DeallocateAll => self.watching = true,
                 Change::Deallocate(_) | Change::Term(_) => {}
                 Change::Pin(reason) => {
-                    names.unpins.retain(|unpin| unpin != reason);
+                    changed.unpins.retain(|unpin| unpin != reason);
                     if pins.insert(*reason) {
                         new.0 = Some(*reason);
                     }
                 }
-                Change::Unpin(reason) => names.unpins.push(*reason),
+                Change::Unpin(reason) => changed.unpins.push(*reason),
             }
         }
         new
@@ -158,14 +158,20 @@ impl Notes {
     #[inline]
     pub fn has_settings(&self) -> bool {
         self.reset_all
-            || self.names.as_ref().is_some_and(|names| !names.touched.is_empty() || !names.resets.is_empty())
+            || self
+                .changed
+                .as_ref()
+                .is_some_and(|changed| !changed.touched.is_empty() || !changed.resets.is_empty())
     }
 
     /// Takes the settings that have to be looked after: those that have to be read back, and those that went back to
     /// their values at login.
     pub fn take_settings(&mut self) -> (Vec<Box<str>>, Vec<Box<str>>) {
-        let names = self.names.as_mut().map(|names| (&mut names.touched, &mut names.resets));
-        names.map(|(touched, resets)| (std::mem::take(touched), std::mem::take(resets))).unwrap_or_default()
+        let taken = self
+            .changed
+            .as_mut()
+            .map(|changed| (std::mem::take(&mut changed.touched), std::mem::take(&mut changed.resets)));
+        taken.unwrap_or_default()
     }
 
     /// Nothing is owed any more: what was sent is history.
@@ -186,8 +192,8 @@ impl Notes {
         if status != TransactionStatus::Idle {
             return;
         }
-        if let Some(names) = &mut self.names {
-            for reason in names.unpins.drain(..) {
+        if let Some(changed) = &mut self.changed {
+            for reason in changed.unpins.drain(..) {
                 // What was rolled back still is.
                 if !self.failed && !self.rolls_back {
                     pins.remove(reason);

@@ -14,13 +14,13 @@ use tidegate_layers::shed::Ask;
 use tokio::time::Instant;
 use tower::Service as _;
 
+use super::Session;
 use super::conversation::Gate;
 use super::front::{Next, Woken};
 use super::recover::take_the_blow;
 use super::registry::{Phase, Signal};
 use super::relay::Relayed;
 use super::sorting::Sorted;
-use super::{Flowing, Session};
 use crate::clock;
 use crate::exchange::Refusal;
 use crate::pool::{Acquire, Lease};
@@ -86,7 +86,7 @@ pub(super) enum Turn {
 }
 
 /// What becomes of the turns.
-type Turned = ControlFlow<Turn>;
+pub(super) type Turned = ControlFlow<Turn>;
 
 impl Session {
     /// Takes turns until something is needed that they do not have. Wakes by the sockets, the queue and by signals.
@@ -262,31 +262,17 @@ impl Session {
     }
 
     /// Finds a server, and a backend at it; waits for both.
-    pub(super) async fn take_up_elsewhere(
+    pub(super) async fn turn_elsewhere(
         &mut self,
         asked: Asked,
         waited: Duration,
-    ) -> Result<Lease, Flowing> {
-        let refusal = match self.search(asked, waited).await {
-            Ok(lease) => match self.begin_exchange(&lease, asked.sorted, asked.began, clock::now()) {
-                Ok(()) => {
-                    self.talk.gate = Gate::Open;
-                    return self.bring_settings(lease, self.deadline(asked)).await;
-                }
-                Err(refusal) => {
-                    lease.give_back();
-                    refusal
-                }
-            },
-            Err(Some(refusal)) => refusal,
-            Err(None) => return Err(Flowing::Ended),
-        };
-        if refusal.is_fatal() {
-            self.end_with(&refusal).await;
-            return Err(Flowing::Ended);
+        tenure: &mut Tenure,
+    ) -> Turned {
+        match self.search(asked, waited).await {
+            Ok(lease) => self.take_up(lease, asked, clock::now(), tenure),
+            Err(None) => ControlFlow::Break(Turn::Gone),
+            Err(Some(refusal)) => self.turn_away(refusal),
         }
-        self.refuse(&refusal);
-        Err(Flowing::On)
     }
 
     /// By when the exchange has to be answered.

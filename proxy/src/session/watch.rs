@@ -384,11 +384,12 @@ impl Session {
         };
         self.talk.transaction = sorted.transaction;
         let bounds = Bounds::new(self.talk.terms.applied(), lane, kind, self.watch.transaction);
-        let (mut deadline, mut due_ms) = bounds.due(began_ms);
-        if let Some(before) = self.watch.run.filter(|before| before.due_ms < due_ms) {
+        let own = bounds.due(began_ms);
+        let (deadline, due_ms) = match self.watch.run {
             // Until that is answered its deadline is the one that counts.
-            (deadline, due_ms) = (before.deadline, before.due_ms);
-        }
+            Some(before) if before.due_ms < own.1 => (before.deadline, before.due_ms),
+            Some(_) | None => own,
+        };
         self.watch.run = Some(Run { running, kind, deadline, due_ms, bounds });
         arm(lease, due_ms);
         Ok(())
