@@ -396,17 +396,39 @@ fn has_word(text: &[u8], first: u8, second: u8) -> bool {
     })
 }
 
-/// Whether two texts are the same but for one number: then both are plain, or neither. Digits belong to the same words,
-/// parameters or numbers, however many of them there are.
+/// A number in a text: as many digits from there on as there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Number {
+    at: usize,
+    end: usize,
+}
+
+impl Number {
+    /// The one that is all in which two texts differ, in the first of them; `None` if they differ otherwise. Both are
+    /// plain then, or neither: digits belong to the same words, parameters or numbers, however many of them there are.
+    pub(crate) fn differing(known: &[u8], text: &[u8]) -> Option<Self> {
+        let same = common_prefix(known, text);
+        let (before, behind) = known.split_at_checked(same)?;
+        let at = same - digits(before.iter().rev());
+        let number = Self { at, end: same + digits(behind.iter()) };
+        number.replaced(known, text).map(|_| number)
+    }
+
+    /// The number in its place in a text that is the same otherwise; `None` if it is not.
+    #[inline]
+    pub(crate) fn replaced(self, known: &[u8], text: &[u8]) -> Option<Self> {
+        let Self { at, end: known_end } = self;
+        let end = at + digits(text.get(at..)?.iter());
+        let are_numbers = known_end > at && end > at;
+        let is_same =
+            are_numbers && known.get(..at) == text.get(..at) && known.get(known_end..) == text.get(end..);
+        is_same.then_some(Self { at, end })
+    }
+}
+
 #[inline]
-pub(crate) fn differ_in_a_number(known: &[u8], text: &[u8]) -> bool {
-    let same = common_prefix(known, text);
-    let (before, text) = text.split_at(same);
-    let known = known.get(same..).unwrap_or_default();
-    let digits = |bytes: &[u8]| bytes.iter().take_while(|byte| byte.is_ascii_digit()).count();
-    let (known_digits, digits) = (digits(known), digits(text));
-    let are_of_numbers = (known_digits > 0 && digits > 0) || before.last().is_some_and(u8::is_ascii_digit);
-    are_of_numbers && known.get(known_digits..) == text.get(digits..)
+fn digits<'a>(bytes: impl Iterator<Item = &'a u8>) -> usize {
+    bytes.take_while(|byte| byte.is_ascii_digit()).count()
 }
 
 #[inline]
@@ -489,7 +511,12 @@ mod tests {
             ("", "SELECT 1", false),
         ];
         for (known, text, wanted) in rows {
-            assert_eq!(differ_in_a_number(known.as_bytes(), text.as_bytes()), wanted, "{known} {text}");
+            let number = Number::differing(known.as_bytes(), text.as_bytes());
+            assert_eq!(number.is_some(), wanted, "{known} {text}");
+            let Some(number) = number else { continue };
+            let back = number.replaced(known.as_bytes(), text.as_bytes());
+            let back = back.and_then(|number| number.replaced(text.as_bytes(), known.as_bytes()));
+            assert_eq!(back, Some(number), "replaced and put back: {known} {text}");
         }
     }
 
@@ -528,7 +555,7 @@ mod tests {
             // `into`.
             let text = |number: &str| format!("SELECT {before}{number}{after}");
             let (known, text) = (text(&numbers.0), text(&numbers.1));
-            if differ_in_a_number(known.as_bytes(), text.as_bytes()) {
+            if Number::differing(known.as_bytes(), text.as_bytes()).is_some() {
                 prop_assert_eq!(
                     is_plain_select(known.as_bytes()), is_plain_select(text.as_bytes()), "{:?} {:?}", known, text
                 );

@@ -207,6 +207,7 @@ impl Ledger {
     }
 
     /// Whether the application waits for something.
+    #[inline(never)]
     pub fn owes_the_application(&self) -> bool {
         !self.owed.iter().all(Owed::is_token)
     }

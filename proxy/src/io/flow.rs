@@ -5,7 +5,7 @@
 //! buffer. A flow never holds more than one lent buffer plus what one pass over it can produce.
 
 use std::io;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use super::{Buffer, Stream};
 
@@ -149,33 +149,17 @@ impl Flow {
     #[inline]
     pub fn poll_write_to(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
         if self.written < self.rebuilt.len() {
-            if self.passed <= JOIN_LIMIT {
-                self.join();
-            }
-            while let Some(rest) = self.rebuilt.get(self.written..)
-                && !rest.is_empty()
-            {
-                match to.poll_write(cx, rest) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    Poll::Ready(Ok(n)) => self.written += n,
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => return Poll::Pending,
-                }
-            }
-            self.rebuilt.clear();
-            self.written = 0;
+            ready!(self.poll_write_rebuilt(cx, to))?;
         }
         if let Some(input) = &mut self.input {
             while self.passed > 0 {
                 let bytes = input.unread().get(..self.passed).unwrap_or_default();
-                match to.poll_write(cx, bytes) {
-                    Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                    Poll::Ready(Ok(n)) => {
+                match ready!(to.poll_write(cx, bytes))? {
+                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    n => {
                         input.consume(n);
                         self.passed -= n;
                     }
-                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending => return Poll::Pending,
                 }
             }
             if input.is_empty() {
@@ -185,6 +169,23 @@ impl Flow {
         let flushed = to.poll_flush(cx);
         self.unflushed = flushed.is_pending();
         flushed
+    }
+
+    fn poll_write_rebuilt(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
+        if self.passed <= JOIN_LIMIT {
+            self.join();
+        }
+        while let Some(rest) = self.rebuilt.get(self.written..)
+            && !rest.is_empty()
+        {
+            match ready!(to.poll_write(cx, rest))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => self.written += n,
+            }
+        }
+        self.rebuilt.clear();
+        self.written = 0;
+        Poll::Ready(Ok(()))
     }
 
     /// Forgets what was not looked at.

@@ -134,6 +134,17 @@ impl Socket {
         of_attempt(received, attempt)
     }
 
+    /// Whether nothing has come since the last read that found nothing. Takes no system call and asks for no wake-up.
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        let look = match self {
+            Self::Tcp(stream) => stream.try_io(Interest::READABLE, || Ok(())),
+            Self::Unix(stream) => stream.try_io(Interest::READABLE, || Ok(())),
+            Self::Detached => Ok(()),
+        };
+        look.is_err()
+    }
+
     /// Whether a read would find something. Takes no system call.
     #[inline]
     pub fn poll_read_ready(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -25,6 +25,16 @@ impl Stream {
         matches!(self, Self::Plain(_))
     }
 
+    /// Whether it is certain that a read would find nothing. Asks for no wake-up.
+    #[inline]
+    pub fn is_quiet(&self) -> bool {
+        match self {
+            Self::Plain(socket) => socket.is_quiet(),
+            // It may have read more than it has given.
+            Self::Tls(_) => false,
+        }
+    }
+
     /// Reads into `buffer`. Ready(0) is the end of the stream.
     #[inline]
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, buffer: &mut Buffer) -> Poll<io::Result<usize>> {

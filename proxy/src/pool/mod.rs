@@ -117,7 +117,7 @@ fn lanes(limits: &Limits) -> [LaneConfig; Lane::ALL.len()] {
 
 impl Pool {
     fn new(key: PoolKey, upstream: Arc<Upstream>) -> Self {
-        let backends = Handoff::new(lanes(&upstream.limits()));
+        let backends = Handoff::with_clock(lanes(&upstream.limits()), clock::now);
         let pool = Self {
             database: upstream.databases.get(&key.database),
             functions: upstream.functions.of(&key.database),

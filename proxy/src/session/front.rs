@@ -4,6 +4,7 @@ use std::task::{Context, Poll};
 
 use super::Session;
 use super::outbound::TEXT_LIMIT;
+use super::plain::Ahead;
 use super::registry::Signal;
 use crate::backend::Statement;
 use crate::exchange::Refusal;
@@ -117,7 +118,7 @@ impl Session {
     /// which half has come.
     pub(super) fn poll_exchange(&mut self, cx: &mut Context<'_>, woken: Woken) -> Poll<Next> {
         if woken == Woken::Yes && !self.registration.entry.has_any() && !self.to_app.is_full() {
-            match self.to_db.fill_now(&mut self.app) {
+            match self.ear.listen_now(&mut self.app, &mut self.to_db) {
                 Some(Ok(0) | Err(_)) => return Poll::Ready(Next::Ended),
                 Some(Ok(_)) => self.watch.arrived(),
                 None => {}
@@ -150,7 +151,7 @@ impl Session {
             if self.to_app.is_full() {
                 return Poll::Pending;
             }
-            match self.to_db.poll_fill(cx, &mut self.app) {
+            match self.ear.poll_listen(cx, &mut self.app, &mut self.to_db) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Next::Ended),
                 Poll::Ready(Ok(_)) => self.watch.arrived(),
                 Poll::Pending => {
@@ -189,6 +190,12 @@ impl Session {
             let Some(header) = Header::read_frontend(self.to_db.unseen())? else {
                 return Ok(Assembled::Partial);
             };
+            if self.stage == Stage::Ready {
+                self.talk.terms.refresh();
+                if self.talk.look_ahead(self.to_db.unseen(), &self.pool) == Ahead::Plain {
+                    return Ok(Assembled::Whole);
+                }
+            }
             match (self.stage, header.tag) {
                 (_, tag::TERMINATE) => return Ok(Assembled::Terminate),
                 (Stage::Refusing, tag::SYNC) => {

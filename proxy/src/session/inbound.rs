@@ -66,7 +66,7 @@ impl Conversation {
             if flow.is_full() {
                 return Ok(Inbound::Blocked);
             }
-            self.pass_ordinary(flow)?;
+            self.pass_ordinary(flow, backend)?;
             let Some(header) = Header::read_backend(flow.unseen())? else { return Ok(Inbound::More) };
             let fate = match self.inbound_frame(header, flow, backend)? {
                 Step::Pass => Fate::Pass,
@@ -80,7 +80,7 @@ impl Conversation {
 
     /// Lets whole messages pass of which nothing is to be known but what they settle. Stops at the first of
     /// another kind.
-    fn pass_ordinary(&mut self, flow: &mut Flow) -> Result<(), WireError> {
+    fn pass_ordinary(&mut self, flow: &mut Flow, backend: &mut Backend) -> Result<(), WireError> {
         let tags_matter = self.notes.watching
             || self.terms.is_provisional()
             || self.timing_out.is_some()
@@ -107,6 +107,7 @@ impl Conversation {
                 }
                 tag::BIND_COMPLETE => self.ledger.settle_if(|owed| matches!(owed, Owed::Bind(_))),
                 tag::COMMAND_COMPLETE => self.ledger.settles(|owed| matches!(owed, Owed::Execute)),
+                tag::READY_FOR_QUERY => self.is_ready(rest, backend),
                 _ => false,
             };
             if !passes {
@@ -121,6 +122,19 @@ impl Conversation {
         let passed = there - rest.len();
         flow.pass(passed);
         Ok(())
+    }
+
+    /// Whether the server is ready after an exchange of the application about which nothing is to be said.
+    #[inline]
+    fn is_ready(&mut self, frame: &[u8], backend: &mut Backend) -> bool {
+        let status = frame.get(HEADER_LEN).and_then(|&byte| TransactionStatus::from_byte(byte));
+        let is_ordinary = self.replication == Replicated::AsConfigured
+            && matches!(self.ledger.front(), Some(Owed::Query | Owed::FunctionCall | Owed::Sync));
+        let Some(status) = status.filter(|_| is_ordinary) else { return false };
+        self.ledger.settle();
+        self.answers += 1;
+        self.becomes(status, backend);
+        true
     }
 
     /// Gives the answers at the front of the ledger that are ours to give.
@@ -155,7 +169,8 @@ impl Conversation {
         }
     }
 
-    #[inline]
+    // On its own: most messages are ordinary and never come here.
+    #[inline(never)]
     fn inbound_frame(
         &mut self,
         header: Header,
@@ -273,6 +288,13 @@ impl Conversation {
             _ => return Err(WireError::UnexpectedTag(header.tag)),
         }
         self.answered(flow);
+        self.becomes(status, backend);
+        Ok(Step::Pass)
+    }
+
+    /// The status of the transaction after an exchange of the application.
+    #[inline]
+    fn becomes(&mut self, status: TransactionStatus, backend: &mut Backend) {
         self.tokens.answered(status);
         self.status = status;
         self.copy_in = CopyIn::No;
@@ -287,7 +309,6 @@ impl Conversation {
         if self.ledger.is_empty() {
             self.notes.quiet(status, &mut self.pins);
         }
-        Ok(Step::Pass)
     }
 
     /// An exchange is answered. What was committed after a cancel of ours, without the standbys that it was to

@@ -67,6 +67,7 @@ impl Session {
 
     /// The next exchange of a transaction may not be sent: the transaction is over.
     pub(super) fn refuse_in_transaction(&mut self, lease: Lease, refusal: &Refusal) -> Flowing {
+        self.talk.look_ahead(self.to_db.unseen(), &self.pool);
         let commits = self.talk.sort(self.to_db.unseen(), &self.pool).commits;
         self.leave(lease);
         self.talk.forget_backend();

@@ -8,6 +8,7 @@ mod account;
 mod commits;
 pub mod conversation;
 mod deferred;
+mod ear;
 mod front;
 pub mod inbound;
 pub mod lanes;
@@ -42,12 +43,13 @@ use tidegate_layers::breaker::Outcome;
 
 use self::account::Account;
 use self::conversation::Conversation;
+use self::ear::Ear;
 use self::front::{Stage, Woken};
 use self::registry::{Phase, Registration, Signal};
 use self::relay::{Hold, Relayed};
 use self::routing::Places;
 use self::terms::SessionTerms;
-use self::turns::{Tenure, Turn};
+use self::turns::{Pace, Tenure, Turn};
 use self::watch::Watch;
 use crate::backend::Settings;
 use crate::config::PoolMode;
@@ -73,6 +75,8 @@ pub struct Session {
     worker: usize,
     phase: Phase,
     stage: Stage,
+    ear: Ear,
+    pace: Pace,
     /// The application said goodbye.
     terminating: bool,
     stack: Stack,
@@ -145,6 +149,8 @@ impl Session {
             to_db: beginning.early,
             to_app: Flow::default(),
             stage: Stage::Ready,
+            ear: Ear::Away,
+            pace: Pace::default(),
             untold: None,
             phase: Phase::Login,
             account: Account::default(),

@@ -80,6 +80,9 @@ impl Conversation {
                 if let Some(plain) = self.plain.take()
                     && self.send_plain(plain, flow, backend)
                 {
+                    if flow.unseen().is_empty() {
+                        return Ok(Outbound::More);
+                    }
                     continue;
                 }
             }

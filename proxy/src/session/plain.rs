@@ -43,10 +43,27 @@ pub(super) enum Plain {
     },
 }
 
+/// What the exchange at the front looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ahead {
+    /// All of it is there, and plain.
+    Plain,
+    /// It has to be looked at closely.
+    Anything,
+}
+
 impl Conversation {
+    /// A first look at what is sent next.
+    #[inline]
+    pub(super) fn look_ahead(&mut self, bytes: &[u8], pool: &Pool) -> Ahead {
+        self.forget_sorted();
+        self.plain = self.recognise(bytes, pool);
+        if self.plain.is_some() { Ahead::Plain } else { Ahead::Anything }
+    }
+
     /// The exchange at the front of `bytes`, if it is plain. Notes what is sent.
     #[inline]
-    pub(super) fn recognise(&mut self, bytes: &[u8], pool: &Pool) -> Option<Plain> {
+    fn recognise(&mut self, bytes: &[u8], pool: &Pool) -> Option<Plain> {
         let nothing_special = self.is_outside()
             && self.begin.is_empty()
             && !self.unsynced

@@ -106,19 +106,40 @@ impl Session {
     #[inline]
     pub(super) fn poll_relay(&mut self, cx: &mut Context<'_>, lease: &mut Lease) -> Poll<Relayed> {
         // Whoever waits for an answer is most likely woken by it; when it is the last, nothing else matters.
-        if !self.talk.ledger.is_empty() {
-            if !self.to_app.is_pending()
-                && let Some(Ok(0) | Err(_)) = self.to_app.fill_now(&mut lease.stream)
-            {
-                return Poll::Ready(Relayed::BackendGone { told: Told::No });
-            }
-            if let Side::Ended(end) = self.carry_inbound(cx, lease) {
-                return Poll::Ready(end);
-            }
-            if let Some(end) = self.quiet_end() {
-                return Poll::Ready(end);
-            }
+        if !self.talk.ledger.is_empty()
+            && let Some(end) = self.pass_answer(cx, lease)
+        {
+            return Poll::Ready(end);
         }
+        self.poll_both_ways(cx, lease)
+    }
+
+    /// Passes on what the server has answered, once. Whether that ends anything.
+    #[inline]
+    fn pass_answer(&mut self, cx: &mut Context<'_>, lease: &mut Lease) -> Option<Relayed> {
+        if self.to_app.is_pending() {
+            // First what was answered before.
+            return None;
+        }
+        if let Some(Ok(0) | Err(_)) = self.to_app.fill_now(&mut lease.stream) {
+            return Some(Relayed::BackendGone { told: Told::No });
+        }
+        if !self.to_app.unseen().is_empty()
+            && let Some(end) = self.look_inbound(lease)
+        {
+            return Some(end);
+        }
+        if self.to_app.is_pending()
+            && matches!(self.to_app.poll_write_to(cx, &mut self.app), Poll::Ready(Err(_)))
+        {
+            return Some(Relayed::AppGone);
+        }
+        self.quiet_end()
+    }
+
+    // On its own: a compiler that finds loops in one function prepares for all of them whenever it is called.
+    #[inline(never)]
+    fn poll_both_ways(&mut self, cx: &mut Context<'_>, lease: &mut Lease) -> Poll<Relayed> {
         for _ in 0..ROUNDS {
             let outbound = self.carry_outbound(cx, lease);
             if let Side::Ended(end) = outbound {
@@ -204,7 +225,7 @@ impl Session {
             if self.to_db.is_pending() {
                 continue;
             }
-            match self.to_db.poll_fill(cx, &mut self.app) {
+            match self.ear.poll_listen(cx, &mut self.app, &mut self.to_db) {
                 Poll::Ready(Ok(0) | Err(_)) => return Side::Ended(Relayed::AppGone),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => return Side::Waits,
@@ -291,6 +312,7 @@ impl Session {
         let now = clock::now();
         self.talk.terms.refresh();
         self.talk.front = Whose::Unknown;
+        self.talk.look_ahead(self.to_db.unseen(), &self.pool);
         let sorted = self.talk.sort(self.to_db.unseen(), &self.pool);
         match self.place(lease, sorted.reach()) {
             Place::Here => {}

@@ -8,7 +8,7 @@ use super::lanes::{Surroundings, TransactionLane, fingerprint_of};
 use super::terms::SessionTerms;
 use crate::backend::Statement;
 use crate::exchange::Facts;
-use crate::exchange::facts::{Reach, differ_in_a_number, is_plain_select};
+use crate::exchange::facts::{Number, Reach, is_plain_select};
 use crate::pool::Pool;
 use crate::sql::{Lane, StatementKind};
 use crate::wire::frame::HEADER_LEN;
@@ -58,10 +58,20 @@ pub(super) enum Kind {
 #[derive(Debug, Default)]
 pub(super) struct LastSent {
     kind: Kept,
-    /// Whether the text in the buffer beside is known to be plain, whether or not it was sent last.
-    is_plain: bool,
+    /// What is known of the text in the buffer beside, whether or not it was sent last.
+    likeness: Likeness,
     /// The statement, or one from before: the next one is most likely the same.
     statement: Option<Arc<Statement>>,
+}
+
+/// What texts are like that are sent one after the other.
+#[derive(Debug, Clone, Copy, Default)]
+enum Likeness {
+    #[default]
+    Unknown,
+    Plain,
+    /// And they differ in this number of the last.
+    PlainBut(Number),
 }
 
 /// Where the text is that was sent last.
@@ -147,17 +157,23 @@ impl<'a> Parsed<'a> {
 }
 
 impl Conversation {
-    /// Looks at the first exchange in `bytes`, as far as it is there. What it finds out about the first text is
-    /// kept for when that text is sent.
-    pub(super) fn sort(&mut self, bytes: &[u8], pool: &Arc<Pool>) -> Sorted {
+    /// Nothing is known of what is sent next.
+    #[inline]
+    pub(super) fn forget_sorted(&mut self) {
         self.forget_ahead();
         self.terms.forget_hints();
         self.last_sent.kind = Kept::Nowhere;
         self.sent_values = 0;
-        self.plain = self.recognise(bytes, pool);
-        if self.plain.is_some() {
-            return Sorted::PLAIN;
-        }
+    }
+
+    /// Looks at the first exchange in `bytes`, as far as it is there, after [`Conversation::look_ahead`]. What it finds
+    /// out about the first text is kept for when that text is sent.
+    #[inline]
+    pub(super) fn sort(&mut self, bytes: &[u8], pool: &Arc<Pool>) -> Sorted {
+        if self.plain.is_some() { Sorted::PLAIN } else { self.sort_at_length(bytes, pool) }
+    }
+
+    fn sort_at_length(&mut self, bytes: &[u8], pool: &Arc<Pool>) -> Sorted {
         let is_new = self.is_outside();
         let mut sorted = Sorted {
             lane: Lane::Read,
@@ -234,22 +250,43 @@ impl Conversation {
             self.sent_text.clear();
             self.sent_text.extend_from_slice(text);
             self.last_sent.kind = Kept::Text;
-            self.last_sent.is_plain = false;
+            self.last_sent.likeness = Likeness::Unknown;
         }
     }
 
     /// Whether this is a plain SELECT. If it is, it is sent next: see [`Conversation::keep_text`].
     #[inline]
     pub(super) fn keep_plain(&mut self, text: &[u8]) -> bool {
-        // Most are as one before.
-        let is_known = self.last_sent.is_plain
-            && (*self.sent_text == *text || differ_in_a_number(&self.sent_text, text));
-        if !is_known && !is_plain_select(text) {
-            return false;
-        }
+        let Some(likeness) = self.likeness_of(text) else { return false };
         self.keep_text(text);
-        self.last_sent.is_plain = self.last_sent.kind == Kept::Text;
+        if self.last_sent.kind == Kept::Text {
+            self.last_sent.likeness = likeness;
+        }
         true
+    }
+
+    /// How a plain text is like the one before, as most are; `None` if it is not plain.
+    #[inline]
+    fn likeness_of(&self, text: &[u8]) -> Option<Likeness> {
+        let known = &*self.sent_text;
+        let number = match self.last_sent.likeness {
+            Likeness::PlainBut(number) => number.replaced(known, text),
+            Likeness::Plain | Likeness::Unknown => None,
+        };
+        number.map(Likeness::PlainBut).or_else(|| self.other_likeness_of(text))
+    }
+
+    fn other_likeness_of(&self, text: &[u8]) -> Option<Likeness> {
+        let known = &*self.sent_text;
+        let is_known = !matches!(self.last_sent.likeness, Likeness::Unknown);
+        if is_known && *known == *text {
+            return Some(self.last_sent.likeness);
+        }
+        let number = Number::differing(known, text).filter(|_| is_known);
+        match number.and_then(|number| number.replaced(known, text)) {
+            Some(number) => Some(Likeness::PlainBut(number)),
+            None => is_plain_select(text).then_some(Likeness::Plain),
+        }
     }
 
     /// Gives back what a quiet session does not need of what it sent.
@@ -257,7 +294,7 @@ impl Conversation {
         if self.sent_text.capacity() > KEPT_CAPACITY {
             self.sent_text = Vec::new();
             self.last_sent.kind = Kept::Nowhere;
-            self.last_sent.is_plain = false;
+            self.last_sent.likeness = Likeness::Unknown;
         }
         if self.last_sent.statement.as_ref().is_some_and(|statement| Arc::strong_count(statement) == 1) {
             self.last_sent = LastSent::default();

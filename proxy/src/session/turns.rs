@@ -2,6 +2,7 @@
 //! needs, and nothing else. They are taken in one poll as long as nothing has to be waited for, without a future for
 //! each step: to make one costs more than the step.
 
+use std::cell::Cell;
 use std::future::{Future as _, poll_fn};
 use std::ops::ControlFlow;
 use std::pin::{Pin, pin};
@@ -26,6 +27,29 @@ use crate::exchange::Refusal;
 use crate::pool::{Acquire, Lease};
 use crate::stack::{Admitting, Checkout};
 use crate::telemetry::lanes as meters;
+
+/// So many turns of other sessions, and what the kernel does for them, push a session out of the caches of a processor:
+/// with less than that between its turns, looking ahead costs more than it saves.
+const MANY_OTHERS: u32 = 64;
+
+thread_local! {
+    /// Turns that the sessions of this worker have had.
+    static TURNS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// When a session had its last turn.
+#[derive(Debug, Default)]
+pub(super) struct Pace(u32);
+
+impl Pace {
+    /// Whether many others had their turns since this one had its last.
+    #[inline]
+    fn had_many_others(&mut self) -> bool {
+        let now = TURNS.get().wrapping_add(1);
+        TURNS.set(now);
+        now.wrapping_sub(std::mem::replace(&mut self.0, now)) > MANY_OTHERS
+    }
+}
 
 /// What a session has of a backend.
 #[derive(Debug)]
@@ -96,13 +120,14 @@ impl Session {
         mut woken: Woken,
         tenure: &mut Tenure,
     ) -> Poll<Turn> {
-        self.warm();
+        if self.pace.had_many_others() {
+            self.warm();
+        }
         loop {
+            // What it was woken by is what it waits for in its first turn.
+            let woken = std::mem::replace(&mut woken, Woken::No);
             let turned = match tenure {
-                Tenure::Without => {
-                    let woken = std::mem::replace(&mut woken, Woken::No);
-                    ready!(self.turn_without(cx, woken, tenure))
-                }
+                Tenure::Without => ready!(self.turn_without(cx, woken, tenure)),
                 Tenure::Queued(_) => ready!(self.turn_queued(cx, tenure)),
                 Tenure::Holding(_) => ready!(self.turn_holding(cx, tenure)),
             };
@@ -131,7 +156,7 @@ impl Session {
     }
 
     /// Waits for an exchange, and asks for a backend.
-    #[inline]
+    #[inline(never)]
     fn turn_without(&mut self, cx: &mut Context<'_>, woken: Woken, tenure: &mut Tenure) -> Poll<Turned> {
         match ready!(self.poll_exchange(cx, woken)) {
             Next::Exchange => {}
@@ -155,7 +180,6 @@ impl Session {
     /// What the exchange at the front asks for, and since when.
     #[inline]
     fn sort_next(&mut self, now: Instant) -> Asked {
-        self.talk.terms.refresh();
         let sorted = self.talk.sort(self.to_db.unseen(), &self.pool);
         let began = self.watch.take_began(now);
         self.watch.asks(sorted.lane);
@@ -194,14 +218,16 @@ impl Session {
         let lane = asked.sorted.lane;
         match &acquired {
             Err(Some(Refusal::NoUpstream { .. })) => self.pool.upstream.guard.failed(lane, Instant::now()),
-            Ok(_) if self.phase == Phase::Queued => meters::waited(lane, asked.since.elapsed()),
+            Ok(_) if self.phase == Phase::Queued => {
+                meters::waited(lane, clock::now().saturating_duration_since(asked.since));
+            }
             Ok(_) | Err(_) => {}
         }
         acquired
     }
 
     /// Carries bytes, and gives the backend back.
-    #[inline]
+    #[inline(never)]
     fn turn_holding(&mut self, cx: &mut Context<'_>, tenure: &mut Tenure) -> Poll<Turned> {
         let Tenure::Holding(lease) = tenure else { return Poll::Ready(ControlFlow::Continue(())) };
         let end = ready!(self.poll_relay(cx, lease));
@@ -319,7 +345,7 @@ impl Session {
             return Poll::Ready(Err(Some(refusal)));
         }
         while self.to_db.has_room() {
-            match self.to_db.poll_fill(cx, &mut self.app) {
+            match self.ear.poll_listen(cx, &mut self.app, &mut self.to_db) {
                 Poll::Ready(Ok(0) | Err(_)) => return Poll::Ready(Err(None)),
                 Poll::Ready(Ok(_)) => {}
                 Poll::Pending => break,

@@ -34,22 +34,33 @@ impl Board {
             idle: AtomicUsize::new(0),
             lanes: lanes.iter().map(|_| Figures::default()).collect(),
         };
-        board.show(lanes, 0);
+        board.show(lanes, &mut lanes.iter().map(|_| None).collect::<Vec<_>>(), 0);
         board
     }
 
-    /// Called by whoever holds the lock of what is shown.
+    /// Called by whoever holds the lock of what is shown. `longest` is since when the longest waiting of each lane has
+    /// waited, as it was shown last: that changes less often than the rest, and costs most.
+    pub(super) fn show(&self, lanes: &[AdmitQueue<usize>], longest: &mut [Option<Instant>], idle: usize) {
+        for (lane, (queue, longest)) in lanes.iter().zip(longest).enumerate() {
+            self.show_flight(lane, queue, idle);
+            let Some(figures) = self.lanes.get(lane) else { continue };
+            figures.waiting.store(queue.waiting(), Ordering::Relaxed);
+            let since = queue.waiting_since();
+            if since != *longest {
+                *longest = since;
+                let micros = since.map_or(NEVER, |at| self.micros(at));
+                figures.waiting_since.store(micros, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// As [`Board::show`], where nothing has changed but what is idle and in flight in one lane.
     #[inline]
-    pub(super) fn show(&self, lanes: &[AdmitQueue<usize>], idle: usize) {
+    pub(super) fn show_flight(&self, lane: Lane, queue: &AdmitQueue<usize>, idle: usize) {
         self.idle.store(idle, Ordering::Relaxed);
-        for (queue, figures) in lanes.iter().zip(&self.lanes) {
+        if let Some(figures) = self.lanes.get(lane) {
             figures.in_flight.store(queue.in_flight(), Ordering::Relaxed);
             figures.limit.store(queue.limit().current(), Ordering::Relaxed);
-            let waiting = queue.waiting();
-            figures.waiting.store(waiting, Ordering::Relaxed);
-            let since =
-                if waiting == 0 { NEVER } else { queue.waiting_since().map_or(NEVER, |at| self.micros(at)) };
-            figures.waiting_since.store(since, Ordering::Relaxed);
         }
     }
 

@@ -71,12 +71,23 @@ pub struct Handoff<T> {
 struct Shared<T> {
     state: Mutex<State<T>>,
     board: Board,
+    clock: fn() -> Instant,
 }
 
 /// The lock. What was changed under it is shown when it is given back.
 struct Locked<'a, T> {
     state: MutexGuard<'a, State<T>>,
     board: &'a Board,
+    changed: Changed,
+}
+
+/// What was changed.
+#[derive(Debug, Clone, Copy)]
+enum Changed {
+    Nothing,
+    Anything,
+    /// An item went from or to a lane in which nobody waits.
+    Flight(Lane),
 }
 
 impl<T> Deref for Locked<'_, T> {
@@ -95,10 +106,29 @@ impl<T> DerefMut for Locked<'_, T> {
     }
 }
 
+impl<T> Locked<'_, T> {
+    /// Serves whoever can be served, and gives the lock back.
+    fn serve_at(mut self, now: Instant) {
+        let mut wakes = WakeList::default();
+        self.serve(now, &mut wakes);
+        drop(self);
+        wakes.wake();
+    }
+}
+
 impl<T> Drop for Locked<'_, T> {
     #[inline]
     fn drop(&mut self) {
-        self.board.show(&self.state.lanes, self.state.idle.len());
+        let State { lanes, longest, idle, .. } = &mut *self.state;
+        match self.changed {
+            Changed::Flight(lane) => {
+                if let Some(queue) = lanes.get(lane) {
+                    self.board.show_flight(lane, queue, idle.len());
+                }
+            }
+            Changed::Anything => self.board.show(lanes, longest, idle.len()),
+            Changed::Nothing => {}
+        }
     }
 }
 
@@ -106,6 +136,8 @@ impl<T> Drop for Locked<'_, T> {
 /// [`Handoff::take_idle`] and [`Handoff::try_checkout_by`].
 struct State<T> {
     lanes: Box<[AdmitQueue<usize>]>,
+    /// What the board shows of their longest waiting.
+    longest: Box<[Option<Instant>]>,
     /// Leases that wait to be charged to another lane, and the lane that each waits for. They hold an item
     /// already, so they go before whoever waits for one, and there are never more of them than items.
     moves: VecDeque<(Lane, usize)>,
@@ -151,11 +183,18 @@ pub(super) enum Found<T> {
 impl<T> Handoff<T> {
     /// Without items yet. Without lanes nothing can be checked out.
     pub fn new(lanes: impl IntoIterator<Item = LaneConfig>) -> Self {
+        Self::with_clock(lanes, Instant::now)
+    }
+
+    /// As [`new`](Self::new), with a clock of the caller's: one that is cheaper to read. What it lags behind is what
+    /// waits are measured too short by, and what they may last longer.
+    pub fn with_clock(lanes: impl IntoIterator<Item = LaneConfig>, clock: fn() -> Instant) -> Self {
         let lanes: Box<[_]> =
             lanes.into_iter().map(|lane| AdmitQueue::new(lane.ceiling, lane.queue)).collect();
         let board = Board::new(&lanes);
-        let state = State { lanes, moves: VecDeque::new(), idle: Vec::new(), places: Slab::new() };
-        Self { shared: Arc::new(Shared { state: Mutex::new(state), board }) }
+        let longest = lanes.iter().map(|_| None).collect();
+        let state = State { lanes, longest, moves: VecDeque::new(), idle: Vec::new(), places: Slab::new() };
+        Self { shared: Arc::new(Shared { state: Mutex::new(state), board, clock }) }
     }
 
     /// Asks for an item. The future does nothing until it is polled.
@@ -168,7 +207,7 @@ impl<T> Handoff<T> {
     /// # Errors
     /// Why not: [`Reason::Limit`] where the request could have waited.
     pub fn try_checkout(&self, lane: Lane, ask: &Ask) -> Result<Lease<T>, Overloaded> {
-        self.try_checkout_by(lane, ask, Instant::now(), |_| true)
+        self.try_checkout_by(lane, ask, self.now(), |_| true)
     }
 
     /// As [`try_checkout`](Self::try_checkout) at this time, but of several idle items the most recently used that is
@@ -183,7 +222,7 @@ impl<T> Handoff<T> {
         now: Instant,
         prefers: impl FnMut(&T) -> bool,
     ) -> Result<Lease<T>, Overloaded> {
-        let mut state = self.lock();
+        let mut state = self.locked(Changed::Flight(lane));
         match state.start_now(lane, ask, now, prefers) {
             Now::Granted(item) => {
                 drop(state);
@@ -212,12 +251,12 @@ impl<T> Handoff<T> {
 
     /// Shows each idle item. Under the lock: keep it short.
     pub fn for_each_idle(&self, look: impl FnMut(&T)) {
-        self.lock().idle.iter().for_each(look);
+        self.look().idle.iter().for_each(look);
     }
 
     /// How many more items could be put to use at once.
     pub fn wanted(&self) -> usize {
-        let state = self.lock();
+        let state = self.look();
         state.lanes.iter().map(AdmitQueue::admissible).sum::<usize>().saturating_sub(state.idle.len())
     }
 
@@ -288,21 +327,22 @@ impl<T> Handoff<T> {
 
     /// When a request that starts to wait now is refused at the latest.
     pub(super) fn wait_bound(&self, lane: Lane, deadline: Option<Instant>) -> Instant {
-        let now = Instant::now();
-        let bound = self.lock().lanes.get(lane).map_or(now, |queue| queue.wait_bound(now));
+        let now = self.now();
+        let bound = self.look().lanes.get(lane).map_or(now, |queue| queue.wait_bound(now));
         deadline.map_or(bound, |deadline| deadline.min(bound))
     }
 
     pub(super) fn start(&self, lane: Lane, ask: &Ask, waker: &Waker) -> Start<T> {
         let mut wakes = WakeList::default();
-        let start = self.lock().start(lane, ask, waker, &mut wakes);
+        let now = self.now();
+        let start = self.lock().start(lane, ask, waker, now, &mut wakes);
         wakes.wake();
         start
     }
 
     /// What became of a waiting checkout. Anything but `Nothing` frees its place.
     pub(super) fn find(&self, place: usize, waker: &Waker) -> Found<T> {
-        let mut state = self.lock();
+        let mut state = self.look();
         if let Some(Place::Waiting { waker: known, .. } | Place::Moving { waker: known }) =
             state.places.get_mut(place)
         {
@@ -361,7 +401,7 @@ impl<T> Handoff<T> {
 
     /// How many leases are moved to this lane before the one that waits at this place.
     pub(super) fn moves_before(&self, to: Lane, place: usize) -> usize {
-        let state = self.lock();
+        let state = self.look();
         let before = state.moves.iter().position(|(_, waiting)| *waiting == place).unwrap_or(0);
         state.moves.iter().take(before).filter(|(lane, _)| *lane == to).count()
     }
@@ -382,12 +422,18 @@ impl<T> Handoff<T> {
 
     /// Frees the permit of a lane, and puts its item back unless it is gone.
     pub(super) fn give_back(&self, lane: Lane, item: Option<T>, fared: Fared) {
-        self.change(|state| {
-            state.idle.extend(item);
-            if let Some(queue) = state.lanes.get_mut(lane) {
-                queue.release(fared);
-            }
-        });
+        let mut state = self.lock();
+        if let Some(item) = item {
+            state.idle.push(item);
+        }
+        if let Some(queue) = state.lanes.get_mut(lane) {
+            queue.release(fared);
+        }
+        if state.nobody_waits() {
+            state.changed = Changed::Flight(lane);
+        } else {
+            state.serve_at(self.now());
+        }
     }
 
     fn change_lane(&self, lane: Lane, change: impl FnOnce(&mut AdmitQueue<usize>)) {
@@ -402,19 +448,28 @@ impl<T> Handoff<T> {
     fn change(&self, change: impl FnOnce(&mut State<T>)) {
         let mut state = self.lock();
         change(&mut state);
-        if state.nobody_waits() {
-            return;
+        if !state.nobody_waits() {
+            state.serve_at(self.now());
         }
-        let mut wakes = WakeList::default();
-        state.serve(Instant::now(), &mut wakes);
-        drop(state);
-        wakes.wake();
     }
 
     fn lock(&self) -> Locked<'_, T> {
+        self.locked(Changed::Anything)
+    }
+
+    /// The lock, for whoever changes nothing that is shown.
+    fn look(&self) -> Locked<'_, T> {
+        self.locked(Changed::Nothing)
+    }
+
+    fn now(&self) -> Instant {
+        (self.shared.clock)()
+    }
+
+    fn locked(&self, changed: Changed) -> Locked<'_, T> {
         // A panic of ours under the lock leaves counts that are still worth more than a service that is down.
         let state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
-        Locked { state, board: &self.shared.board }
+        Locked { state, board: &self.shared.board, changed }
     }
 }
 
@@ -478,8 +533,14 @@ impl<T> State<T> {
         }
     }
 
-    fn start(&mut self, lane: Lane, ask: &Ask, waker: &Waker, wakes: &mut WakeList) -> Start<T> {
-        let now = Instant::now();
+    fn start(
+        &mut self,
+        lane: Lane,
+        ask: &Ask,
+        waker: &Waker,
+        now: Instant,
+        wakes: &mut WakeList,
+    ) -> Start<T> {
         match self.start_now(lane, ask, now, |_| true) {
             Now::Granted(item) => Start::Granted(item),
             Now::MustWait => self.wait(lane, ask, waker, now, wakes),

@@ -40,29 +40,34 @@ pub struct Limit {
     ceiling: usize,
     ramp: Option<usize>,
     adaptive: f64,
+    /// What `ceiling` and `adaptive` come to in whole requests: asked for far more often than they change.
+    without_ramp: usize,
     last_cut: Option<Instant>,
 }
 
 impl Limit {
     /// Starts at the ceiling: the service is taken for healthy until it shows otherwise.
     pub fn new(ceiling: usize, config: LimitConfig) -> Self {
-        Self { config, ceiling, ramp: None, adaptive: as_float(ceiling), last_cut: None }
+        let adaptive = as_float(ceiling);
+        Self { config, ceiling, ramp: None, adaptive, without_ramp: ceiling, last_cut: None }
     }
 
     /// How many may be in flight now.
+    #[inline]
     pub fn current(&self) -> usize {
-        self.without_ramp().min(self.ramp.unwrap_or(usize::MAX))
+        self.without_ramp.min(self.ramp.unwrap_or(usize::MAX))
     }
 
     /// As [`current`](Self::current), for who is in flight already and only changes lanes: a ramp of zero lets nobody
     /// in, but who is in must come to its end.
     pub fn current_within(&self) -> usize {
-        self.without_ramp().min(self.ramp.filter(|ramp| *ramp > 0).unwrap_or(usize::MAX))
+        self.without_ramp.min(self.ramp.filter(|ramp| *ramp > 0).unwrap_or(usize::MAX))
     }
 
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "between floor and ceiling")]
-    fn without_ramp(&self) -> usize {
-        self.ceiling.min(self.adaptive as usize)
+    fn adapt(&mut self, adaptive: f64) {
+        self.adaptive = adaptive;
+        self.without_ramp = self.ceiling.min(adaptive as usize);
     }
 
     /// The fixed bound.
@@ -75,7 +80,7 @@ impl Limit {
         let unrestricted = self.adaptive >= as_float(self.ceiling);
         self.ceiling = ceiling;
         let highest = as_float(ceiling);
-        self.adaptive = if unrestricted { highest } else { self.adaptive.clamp(self.floor(), highest) };
+        self.adapt(if unrestricted { highest } else { self.adaptive.clamp(self.floor(), highest) });
     }
 
     /// Sets the bound of the ramp after an outage, or lifts it. Zero is a pause.
@@ -84,10 +89,11 @@ impl Limit {
     }
 
     /// A request was served as it should be while `in_flight` (itself included) were.
+    #[inline]
     pub fn succeeded(&mut self, in_flight: usize) {
-        // A limit that nobody pushes against has proven nothing; it must not grow.
-        if as_float(in_flight) * 2.0 >= self.adaptive {
-            self.adaptive = (self.adaptive + 1.0 / self.adaptive.max(1.0)).min(as_float(self.ceiling));
+        // Nothing grows beyond the ceiling. And a limit that nobody pushes against has proven nothing.
+        if self.without_ramp < self.ceiling && as_float(in_flight) * 2.0 >= self.adaptive {
+            self.adapt((self.adaptive + 1.0 / self.adaptive.max(1.0)).min(as_float(self.ceiling)));
         }
     }
 
@@ -95,7 +101,7 @@ impl Limit {
     pub fn lost(&mut self, now: Instant) {
         let same_event = self.last_cut.is_some_and(|cut| now.duration_since(cut) < self.config.cut_every);
         if !same_event {
-            self.adaptive = (self.adaptive * self.config.cut).max(self.floor());
+            self.adapt((self.adaptive * self.config.cut).max(self.floor()));
             self.last_cut = Some(now);
         }
     }

@@ -203,6 +203,9 @@ impl<W> AdmitQueue<W> {
 
     /// Since when the longest waiting has waited.
     pub fn waiting_since(&self) -> Option<Instant> {
+        if self.waiters.len() == 0 {
+            return None;
+        }
         let oldest = |priority| self.waiters.oldest(priority).map(|(_, wait)| wait.since);
         Priority::ALL.into_iter().filter_map(oldest).min()
     }
