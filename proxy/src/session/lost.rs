@@ -10,6 +10,7 @@ use crate::exchange::Refusal;
 use crate::exchange::refusal::Outcome;
 use crate::guard::LeftAlone;
 use crate::pool::Lease;
+use crate::telemetry::lanes;
 use crate::wire::{Header, TransactionStatus, frontend};
 
 impl Session {
@@ -109,7 +110,13 @@ impl Session {
             return Flowing::Ended;
         }
         self.to_db.drop_passed();
-        self.settle_with(&refusal, told);
+        match self.rolled_back_anyway(&refusal, told) {
+            Some(answer) => {
+                lanes::ended(self.watch.lane(), Outcome::RolledBack.word());
+                self.say_over(&answer);
+            }
+            None => self.settle_with(&refusal, told),
+        }
         Flowing::On
     }
 
