@@ -69,11 +69,18 @@ impl Session {
     /// The next exchange of a transaction may not be sent: the transaction is over.
     pub(super) fn refuse_in_transaction(&mut self, lease: Lease, refusal: &Refusal) -> Flowing {
         let commits = self.talk.sort(self.to_db.unseen(), &self.pool).commits;
+        let rolls_back = self.talk.only_rolls_back(self.to_db.unseen());
         self.leave(lease);
         self.talk.forget_backend();
         // A COMMIT that fails ends its transaction, too.
         self.talk.status = if commits { TransactionStatus::Idle } else { TransactionStatus::Failed };
-        self.refuse(refusal);
+        if rolls_back {
+            // That is done by leaving.
+            self.untold = Some(refusal.clone());
+            self.stage = Stage::Orphaned(Orphan::Untold);
+        } else {
+            self.refuse(refusal);
+        }
         Flowing::On
     }
 
