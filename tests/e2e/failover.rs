@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tidegate_chaos::cluster::{Cluster, ClusterOptions, Node, NodeOptions, Programs, Replication, StopMode};
-use tidegate_tests::{Proxy, ScriptedApp, wait_for};
+use tidegate_tests::{Frames, Proxy, ScriptedApp, wait_for};
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;
 
@@ -366,4 +366,44 @@ async fn only_what_may_run_on_a_standby_does() {
         assert_eq!(reply.value().as_deref(), Some(standby), "{begin}");
         assert_eq!(app.query("COMMIT").await.error(), None);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_on_a_primary_that_was_replaced_is_rolled_back_without_an_error_and_never_committed() {
+    // Seen: its ROLLBACK was told 40000 as if it were a statement, and pools of applications close what cannot be rolled
+    // back: a failover cost all the connections that had a transaction open.
+    let cluster = cluster(1);
+    let [standby] = cluster.standbys() else { panic!("one standby") };
+    let proxy = before(&cluster, PREFER_STANDBY).await;
+    let begun = async |id: u32| {
+        let mut app = session(&proxy).await;
+        for sql in ["BEGIN", &format!("INSERT INTO written VALUES ({id})")] {
+            assert_eq!(app.query(sql).await.error(), None, "{sql}");
+        }
+        app
+    };
+    let (mut simple, mut extended, mut committing) = (begun(1).await, begun(2).await, begun(3).await);
+
+    block_in_place(|| standby.promote()).unwrap();
+    let mut other = session(&proxy).await;
+    wait_for(SOON, "writes go to the promoted server", async || {
+        let reply = other.query("/*tidegate:lane=write*/ SELECT inet_server_port()").await;
+        (reply.value() == Some(standby.port().to_string())).then_some(())
+    })
+    .await;
+    let committed = committing.query("COMMIT").await;
+    let ends = [
+        simple.query("ROLLBACK").await,
+        extended.exchange(Frames::new().unnamed("ROLLBACK", &[]).sync()).await,
+    ];
+
+    assert_eq!((committed.error_code().as_str(), committed.status()), ("40000", Some('I')));
+    for end in ends {
+        assert_eq!((end.error(), end.status()), (None, Some('I')));
+        assert_eq!(end.commands(), ["ROLLBACK"]);
+    }
+    for app in [&mut simple, &mut extended, &mut committing] {
+        assert_eq!(app.query("SELECT 1").await.error(), None);
+    }
+    assert_eq!(block_in_place(|| standby.sql("SELECT count(*) FROM written")).unwrap(), "0");
 }

@@ -4,7 +4,6 @@
 use tokio::time::Instant;
 
 use super::conversation::{Conversation, LastWords};
-use super::front::Stage;
 use super::relay::Hold;
 use super::{Flowing, Session};
 use crate::exchange::facts::Need;
@@ -78,7 +77,7 @@ impl Session {
             (None, _) | (_, None) => Verdict::Unknown,
         };
         let refusal = match verdict {
-            Verdict::Committed => match self.success() {
+            Verdict::Committed => match self.answer_of(self.talk.tokens.commits().then_some(b"COMMIT")) {
                 Some(answer) => return self.succeed(&answer).await,
                 None => Refusal::CommitUnresolved { cause, outcome: Outcome::Committed, known },
             },
@@ -102,33 +101,35 @@ impl Session {
     }
 
     /// Whether a single exchange runs, so that the transaction of the token is the one that it commits.
-    fn is_alone_in_flight(&self) -> bool {
+    pub(super) fn is_alone_in_flight(&self) -> bool {
         self.talk.ledger.iter().filter(|owed| owed.ends_with_ready()).count() == 1
             && self.talk.ledger.iter().last().is_some_and(Owed::ends_with_ready)
     }
 
-    /// What the server would have answered to what is owed; `None` where only it knows.
-    fn success(&self) -> Option<Vec<u8>> {
-        let commits = self.talk.tokens.commits();
+    /// What the server would have answered to what is owed, if that ends a transaction and nothing else, with this tag;
+    /// `None` where only it knows.
+    pub(super) fn answer_of(&self, end: Option<&[u8]>) -> Option<Vec<u8>> {
         let mut out = Vec::new();
         for owed in self.talk.ledger.iter() {
-            match owed {
-                Owed::Query if commits => {
+            match (owed, end) {
+                (Owed::Query, Some(tag)) => {
                     if !self.talk.tokens.is_completed() {
-                        reply::put_command_complete(&mut out, b"COMMIT");
+                        reply::put_command_complete(&mut out, tag);
                     }
                     reply::put_ready(&mut out, TransactionStatus::Idle);
                 }
-                Owed::Sync => reply::put_ready(&mut out, TransactionStatus::Idle),
-                Owed::Execute if commits => reply::put_command_complete(&mut out, b"COMMIT"),
-                Owed::Parse(_) | Owed::ParseKnown(_) => out.extend_from_slice(&reply::PARSE_COMPLETE_FRAME),
-                Owed::Bind(_) => out.extend_from_slice(&reply::BIND_COMPLETE_FRAME),
-                Owed::DescribePortal if commits => out.extend_from_slice(&reply::NO_DATA_FRAME),
-                Owed::Close | Owed::CloseKnown(..) | Owed::CloseUnnamed => {
+                (Owed::Sync, _) => reply::put_ready(&mut out, TransactionStatus::Idle),
+                (Owed::Execute, Some(tag)) => reply::put_command_complete(&mut out, tag),
+                (Owed::Parse(_) | Owed::ParseKnown(_), _) => {
+                    out.extend_from_slice(&reply::PARSE_COMPLETE_FRAME);
+                }
+                (Owed::Bind(_), _) => out.extend_from_slice(&reply::BIND_COMPLETE_FRAME),
+                (Owed::DescribePortal, Some(_)) => out.extend_from_slice(&reply::NO_DATA_FRAME),
+                (Owed::Close | Owed::CloseKnown(..) | Owed::CloseUnnamed, _) => {
                     out.extend_from_slice(&reply::CLOSE_COMPLETE_FRAME);
                 }
-                Owed::InjectedParse(_) | Owed::InjectedClose(_) => {}
-                owed if owed.is_token() => {}
+                (Owed::InjectedParse(_) | Owed::InjectedClose(_), _) => {}
+                (owed, _) if owed.is_token() => {}
                 _ => return None,
             }
         }
@@ -145,12 +146,9 @@ impl Session {
             return Flowing::Ended;
         }
         self.to_db.drop_passed();
-        self.to_app.insert(|out| out.extend_from_slice(answer));
         let keeps = self.talk.keeps();
         self.talk.terms.commit();
-        self.talk.forget_backend();
-        self.talk.status = TransactionStatus::Idle;
-        self.stage = Stage::Ready;
+        self.say_over(answer);
         if keeps == Hold::Session {
             // What the session had in this backend cannot be brought back.
             self.end_with(&Refusal::SessionLost).await;

@@ -10,6 +10,7 @@ use crate::exchange::Refusal;
 use crate::exchange::refusal::Outcome;
 use crate::guard::LeftAlone;
 use crate::pool::Lease;
+use crate::telemetry::lanes;
 use crate::wire::{Header, TransactionStatus, frontend};
 
 impl Session {
@@ -69,11 +70,18 @@ impl Session {
     pub(super) fn refuse_in_transaction(&mut self, lease: Lease, refusal: &Refusal) -> Flowing {
         self.talk.look_ahead(self.to_db.unseen(), &self.pool);
         let commits = self.talk.sort(self.to_db.unseen(), &self.pool).commits;
+        let rolls_back = self.talk.only_rolls_back(self.to_db.unseen());
         self.leave(lease);
         self.talk.forget_backend();
         // A COMMIT that fails ends its transaction, too.
         self.talk.status = if commits { TransactionStatus::Idle } else { TransactionStatus::Failed };
-        self.refuse(refusal);
+        if rolls_back {
+            // That is done by leaving.
+            self.untold = Some(refusal.clone());
+            self.stage = Stage::Orphaned(Orphan::Untold);
+        } else {
+            self.refuse(refusal);
+        }
         Flowing::On
     }
 
@@ -110,7 +118,13 @@ impl Session {
             return Flowing::Ended;
         }
         self.to_db.drop_passed();
-        self.settle_with(&refusal, told);
+        match self.rolled_back_anyway(&refusal, told) {
+            Some(answer) => {
+                lanes::ended(self.watch.lane(), Outcome::RolledBack.word());
+                self.say_over(&answer);
+            }
+            None => self.settle_with(&refusal, told),
+        }
         Flowing::On
     }
 

@@ -24,6 +24,7 @@ mod recover;
 pub mod registry;
 pub mod relay;
 mod renaming;
+mod rollback;
 mod routing;
 pub(crate) mod settle;
 mod sorting;

@@ -168,6 +168,7 @@ impl Conversation {
                 }
                 self.ledger.owe(Owed::CopyEnd);
             }
+            tag::FLUSH => self.last_sent.flushed = true,
             tag::TERMINATE => return Ok(Step::Stop(Outbound::Terminate)),
             _ => {}
         }

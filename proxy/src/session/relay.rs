@@ -81,7 +81,7 @@ pub enum Hold {
 }
 
 /// Whether an exchange may be sent.
-enum Admitted {
+pub(super) enum Admitted {
     Yes,
     /// Something has to happen before.
     NotYet,
@@ -329,12 +329,14 @@ impl Session {
         if let Err(refusal) = self.enter_lane(cx, lease, sorted, now) {
             // What was sent before has to be answered first.
             return match refusal {
-                Some(refusal) if self.talk.ledger.is_empty() => Admitted::No(refusal),
+                Some(refusal) if self.talk.ledger.is_empty() => {
+                    self.refuse_unless_it_rolls_back(lease, sorted, refusal, began, now)
+                }
                 Some(_) | None => Admitted::NotYet,
             };
         }
         if let Err(refusal) = self.begin_exchange(lease, sorted, began, now) {
-            return Admitted::No(refusal);
+            return self.refuse_unless_it_rolls_back(lease, sorted, refusal, began, now);
         }
         self.talk.gate = Gate::Open;
         Admitted::Yes

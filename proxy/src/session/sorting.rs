@@ -58,6 +58,8 @@ pub(super) enum Kind {
 #[derive(Debug, Default)]
 pub(super) struct LastSent {
     kind: Kept,
+    /// Whether more of its exchange came behind a Flush, which nobody looked at.
+    pub(super) flushed: bool,
     /// What is known of the text in the buffer beside, whether or not it was sent last.
     likeness: Likeness,
     /// The statement, or one from before: the next one is most likely the same.
@@ -163,6 +165,7 @@ impl Conversation {
         self.forget_ahead();
         self.terms.forget_hints();
         self.last_sent.kind = Kept::Nowhere;
+        self.last_sent.flushed = false;
         self.sent_values = 0;
     }
 
@@ -350,6 +353,11 @@ impl Conversation {
     /// The fingerprint of what runs, or is about to.
     pub(super) fn sent_fingerprint(&self) -> Option<u128> {
         self.last_text().map(fingerprint_of)
+    }
+
+    /// The text of what runs, if its exchange was looked at as a whole.
+    pub(super) fn last_whole_text(&self) -> Option<&[u8]> {
+        self.last_text().filter(|_| !self.last_sent.flushed)
     }
 
     fn last_text(&self) -> Option<&[u8]> {

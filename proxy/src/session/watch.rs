@@ -26,6 +26,10 @@ use crate::wire::TransactionStatus;
 /// which an application is answered after its deadline.
 const CANCEL_WITHIN: Duration = Duration::from_millis(300);
 
+/// How long a ROLLBACK may take that passed a breaker: nobody waits longer for a server that hangs as a whole, and it is
+/// done when its connection is closed.
+const ROLLBACK_WITHIN: Duration = Duration::from_secs(1);
+
 /// How often whoever waits for a lane looks whether that makes sense.
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -393,6 +397,21 @@ impl Session {
         self.watch.run = Some(Run { running, kind, deadline, due_ms, bounds });
         arm(lease, due_ms);
         Ok(())
+    }
+
+    /// As [`Session::begin_exchange`], for what rolls back and was refused, when nothing runs. It stays in the lane that
+    /// its backend is charged to.
+    pub(super) fn begin_rollback(&mut self, lease: &Lease, sorted: Sorted, began: Instant, now: Instant) {
+        let (lane, kind) = (lease.lane(), Kind::Statement);
+        self.watch.asks(lane);
+        self.watch.errors = self.talk.errors;
+        self.talk.transaction = sorted.transaction;
+        let running = self.pool.upstream.guard.begin_anyway(lease.slot.as_ref(), lane, now);
+        let mut bounds = Bounds::new(self.talk.terms.applied(), lane, kind, self.watch.transaction);
+        bounds.each = bounds.each.min(clock::millis(ROLLBACK_WITHIN));
+        let (deadline, due_ms) = bounds.due(clock::at_ms(began));
+        self.watch.run = Some(Run { running, kind, deadline, due_ms, bounds });
+        arm(lease, due_ms);
     }
 
     /// What the answers say about the server.

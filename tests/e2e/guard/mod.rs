@@ -16,6 +16,8 @@ mod lanes;
 mod load;
 /// A hot row is not an outage.
 mod lock_storm;
+/// What rolls back is never refused.
+mod rollback;
 /// More work than there is capacity for.
 mod shedding;
 /// Writes are not served, in each way in which that can be, under full load.
