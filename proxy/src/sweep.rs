@@ -2,7 +2,7 @@
 //!
 //! Deadlines are kept here and not by timers: an exchange costs none. It runs on a thread of its own, which sleeps in
 //! between; a timer of a runtime would wake that three times for each round, and nothing else is due as often. While
-//! nobody waits and nothing is due soon it sleeps longer: to wake up costs more than to look.
+//! nobody waits, no write is slow and nothing is due soon it sleeps longer: to wake up costs more than to look.
 
 use std::io;
 use std::sync::Arc;
@@ -16,7 +16,8 @@ use crate::server::Shared;
 use crate::session::registry::{Phase, Signal};
 use crate::watchdog::Who;
 
-/// Between two sweeps while somebody waits in a queue or something is due soon: how late a deadline is noticed.
+/// Between two sweeps while somebody waits in a queue, something is due soon, or writes are slow: how late a deadline is
+/// noticed, or that a write has taken the last idle backend.
 const BUSY: Duration = Duration::from_millis(10);
 /// Else. What is set meanwhile and due earlier than this is noticed that much late; nobody sets such deadlines but to
 /// see what happens.
@@ -39,7 +40,7 @@ pub fn start(shared: &Arc<Shared>, runtime: Handle) -> io::Result<()> {
             std::thread::sleep(pause);
             shared.watchdog.count(Who::Sweep);
             let upstreams = shared.routes.tended();
-            pause = sweep(&upstreams);
+            pause = sweep(&shared, &upstreams);
             if looked.elapsed() >= ROUND {
                 looked = Instant::now();
                 look_at_idle_ones(&shared, &upstreams);
@@ -50,7 +51,7 @@ pub fn start(shared: &Arc<Shared>, runtime: Handle) -> io::Result<()> {
 }
 
 /// Gives the pause until the next sweep.
-fn sweep(upstreams: &[Arc<Upstream>]) -> Duration {
+fn sweep(shared: &Shared, upstreams: &[Arc<Upstream>]) -> Duration {
     clock::tick();
     let (now, now_ms) = (tokio::time::Instant::now(), clock::now_ms());
     let soon = now_ms + clock::millis(QUIET);
@@ -60,6 +61,10 @@ fn sweep(upstreams: &[Arc<Upstream>]) -> Duration {
         for pool in upstream.pools() {
             busy |= pool.sweep_waiters(now);
         }
+    }
+    // Not of those that are being given up.
+    for upstream in shared.routes.upstreams() {
+        busy |= upstream.keep_spares(now);
     }
     if busy { BUSY } else { QUIET }
 }

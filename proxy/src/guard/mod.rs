@@ -13,6 +13,7 @@ mod watcher;
 pub mod zombies;
 
 use std::future::Future;
+use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -393,6 +394,24 @@ impl Guard {
         let slots = self.breaker(lane).slots();
         let scan = slots.scan(self.made, Instant::now(), Duration::MAX);
         (scan.in_flight > 0).then_some(scan.oldest)
+    }
+
+    /// The numbers of the pools of which a write has run for so long without progress. As long as nothing has it costs what
+    /// a sweep does.
+    pub fn pools_with_slow_writes(&self, slow: &Range<Duration>, now: Instant) -> Vec<u64> {
+        let writes = self.breaker(Lane::Write).slots();
+        let is_slow_write = |slot| writes.age(slot, now).is_some_and(|age| slow.contains(&age));
+        self.slots.pools_running_longer_than(slow.start, now, is_slow_write)
+    }
+
+    /// Whether backends that are opened ahead of need can be of use: more writes are let in, which may hang, too, and
+    /// reads get answers. Where these hang, connects do so as well.
+    pub fn spares_help(&self) -> bool {
+        let reads_go_on = match self.phase(Lane::Read) {
+            Phase::Closed | Phase::Ramp { .. } | Phase::ForcedClosed => true,
+            Phase::Suspect | Phase::Open | Phase::HalfOpen | Phase::ForcedOpen => false,
+        };
+        reads_go_on && self.phase(Lane::Write).admits()
     }
 
     /// A lane's breaker changed.

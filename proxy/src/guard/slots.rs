@@ -23,6 +23,8 @@ struct Slot {
     began_ms: AtomicU64,
     /// The server process.
     process_id: AtomicU32,
+    /// The number of its pool.
+    pool: AtomicU64,
     /// The number of the session that it serves.
     session: AtomicU64,
 }
@@ -58,24 +60,40 @@ impl Slots {
         Self { slots, free: Mutex::new((0..len).rev().collect()), used: AtomicUsize::new(0) }
     }
 
-    /// A slot for a new backend. `None`: there are more backends than slots, and this one has no deadlines.
-    pub fn take(self: &Arc<Self>, process_id: u32) -> Option<SlotId> {
+    /// A slot for a new backend of the pool with this number. `None`: there are more backends than slots, and this one has no deadlines.
+    pub fn take(self: &Arc<Self>, process_id: u32, pool: u64) -> Option<SlotId> {
         let index = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
         self.used.fetch_max(index + 1, Ordering::AcqRel);
         let id = SlotId { slots: Arc::clone(self), index };
         id.slot().process_id.store(process_id, Ordering::Relaxed);
+        id.slot().pool.store(pool, Ordering::Relaxed);
         Some(id)
     }
 
     /// The server processes whose exchange has run for so long.
     pub fn running_longer_than(&self, time: Duration) -> Vec<u32> {
-        let before = clock::at_ms(Instant::now()).saturating_sub(clock::millis(time));
+        let running = self.running_for(time, Instant::now());
+        running.map(|(_, slot)| slot.process_id.load(Ordering::Relaxed)).collect()
+    }
+
+    /// The pools whose exchange in one of the `chosen` slots has run for so long.
+    pub fn pools_running_longer_than(
+        &self,
+        time: Duration,
+        now: Instant,
+        chosen: impl Fn(usize) -> bool,
+    ) -> Vec<u64> {
+        let running = self.running_for(time, now).filter(|(index, _)| chosen(*index));
+        running.map(|(_, slot)| slot.pool.load(Ordering::Relaxed)).collect()
+    }
+
+    fn running_for(&self, time: Duration, now: Instant) -> impl Iterator<Item = (usize, &Slot)> {
+        let before = clock::at_ms(now).saturating_sub(clock::millis(time));
         let used = self.slots.iter().take(self.used.load(Ordering::Acquire));
-        let is_long = |slot: &&Slot| {
+        used.enumerate().filter(move |(_, slot)| {
             let began = slot.began_ms.load(Ordering::Relaxed);
             began != NEVER && began <= before
-        };
-        used.filter(is_long).map(|slot| slot.process_id.load(Ordering::Relaxed)).collect()
+        })
     }
 
     /// Sends a signal to the sessions whose exchange runs on one of these server processes.
@@ -173,21 +191,21 @@ mod tests {
     fn slots_run_out_and_come_back() {
         // A slot that is given twice would wake the wrong session; one that is lost, none.
         let slots = Arc::new(Slots::new(2));
-        let (first, second) = (slots.take(1).unwrap(), slots.take(2).unwrap());
+        let (first, second) = (slots.take(1, 0).unwrap(), slots.take(2, 0).unwrap());
         assert_ne!(first.index(), second.index());
-        assert!(slots.take(3).is_none());
+        assert!(slots.take(3, 0).is_none());
 
         let freed = first.index();
         drop(first);
 
-        assert_eq!(slots.take(3).map(|slot| slot.index()), Some(freed));
+        assert_eq!(slots.take(3, 0).map(|slot| slot.index()), Some(freed));
     }
 
     #[test]
     fn what_is_due_is_reported_once() {
         // Twice would be taken for the deadline of the next exchange.
         let slots = Arc::new(Slots::new(1));
-        let slot = slots.take(1).unwrap();
+        let slot = slots.take(1, 0).unwrap();
         let registry = Arc::new(crate::session::registry::Registry::default());
         let registration = registry.register(None, 1).unwrap();
         let entry = Arc::clone(&registration.entry);

@@ -51,6 +51,8 @@ const UNUSED: Duration = Duration::from_millis(250);
 pub struct Pool {
     /// Whose it is.
     pub key: PoolKey,
+    /// Its number, which no other pool ever has.
+    number: u64,
     /// The server that its backends are at.
     pub upstream: Arc<Upstream>,
     backends: Handoff<Box<Backend>>,
@@ -61,6 +63,8 @@ pub struct Pool {
     opening: AtomicUsize,
     /// Of these, given up on.
     buried_alive: AtomicUsize,
+    /// How many backends are to be ready whatever `min_idle` says.
+    spare: AtomicUsize,
     /// Backends of an older generation are closed instead of reused.
     generation: AtomicU64,
     credential: Mutex<Credential>,
@@ -117,17 +121,20 @@ fn lanes(limits: &Limits) -> [LaneConfig; Lane::ALL.len()] {
 
 impl Pool {
     fn new(key: PoolKey, upstream: Arc<Upstream>) -> Self {
+        static LAST: AtomicU64 = AtomicU64::new(0);
         let backends = Handoff::with_clock(lanes(&upstream.limits()), clock::now);
         let pool = Self {
             database: upstream.databases.get(&key.database),
             functions: upstream.functions.of(&key.database),
             key,
+            number: LAST.fetch_add(1, Ordering::Relaxed) + 1,
             upstream,
             backends,
             openings: Mutex::default(),
             open: AtomicUsize::new(0),
             opening: AtomicUsize::new(0),
             buried_alive: AtomicUsize::new(0),
+            spare: AtomicUsize::new(0),
             generation: AtomicU64::new(0),
             credential: Mutex::new(Credential::None),
             exchanges: AtomicU64::new(0),
@@ -322,15 +329,16 @@ impl Pool {
         self.backends.sweep(now)
     }
 
-    /// Closes idle backends that are old, stale or dead, and keeps `min_idle`. Called every 250 ms, inside a
+    /// Closes idle backends that are old, stale or dead, and keeps some ready. Called every 250 ms, inside a
     /// runtime.
     pub fn sweep_idle(self: &Arc<Self>) {
         let limits = self.upstream.limits();
         let generation = self.generation.load(Ordering::Relaxed);
+        let ready = self.ready(&limits);
         let mut left = self.backends.idle();
         let mut surplus = self.open.load(Ordering::Relaxed).saturating_sub(limits.size);
         let gone = self.backends.take_idle(|backend| {
-            let unused = clock::since(backend.idle_since_ms) > limits.idle_timeout && left > limits.min_idle;
+            let unused = clock::since(backend.idle_since_ms) > limits.idle_timeout && left > ready;
             let old = clock::now_ms() >= backend.retire_at_ms || backend.generation != generation;
             let goes = unused || old || surplus > 0;
             if goes {
@@ -344,7 +352,7 @@ impl Pool {
             tokio::spawn(backend.terminate());
         }
         self.drop_dead();
-        self.keep_min_idle(&limits);
+        self.keep_ready(&limits);
         self.open_as_needed();
     }
 
@@ -489,9 +497,15 @@ pub(crate) mod tests {
 
     /// A pool of a server that is not there.
     pub(crate) fn pool() -> Arc<Pool> {
+        pool_within(|_| {})
+    }
+
+    /// The same with other limits.
+    pub(super) fn pool_within(change: impl FnOnce(&mut Limits)) -> Arc<Pool> {
         let sources =
             Sources { upstreams: vec![Password::new("127.0.0.1:1".to_owned())], ..Sources::default() };
-        let limits = Limits::of(&Config::load(&sources).unwrap());
+        let mut limits = Limits::of(&Config::load(&sources).unwrap());
+        change(&mut limits);
         let address = UpstreamAddress::Tcp { host: "127.0.0.1".to_owned(), port: 1 };
         let keys = Arc::new(KeyCache::new(1).unwrap());
         let connector = Connector { address, ssl_mode: SslMode::Disable, tls: None, keys };

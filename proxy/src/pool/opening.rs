@@ -1,4 +1,5 @@
-//! How a pool gets backends: as many as its waiters can use, a few at a time, with pauses after failures.
+//! How a pool gets backends: as many as its waiters can use, and a few ahead of need; few at a time, with pauses after
+//! failures.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -17,6 +18,18 @@ use crate::telemetry::metrics;
 const BACKOFF_BASE: Duration = Duration::from_millis(100);
 /// The pause never exceeds this.
 const BACKOFF_CAP: Duration = Duration::from_secs(5);
+
+/// So many backends are kept ready while writes take one after the other and give none back: one for the next write, and
+/// one for the read that comes before there is another.
+const SPARE: usize = 2;
+
+/// How the writes of a pool get on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum WritePace {
+    Steady,
+    /// Some take long, and keep their backends meanwhile.
+    Slow,
+}
 
 /// What is known of a pool's connects.
 #[derive(Debug)]
@@ -90,15 +103,37 @@ impl Pool {
         }
     }
 
-    /// As [`Pool::open_as_needed`], for the backends that a pool in use keeps ready.
-    pub(super) fn keep_min_idle(self: &Arc<Self>, limits: &Limits) {
+    /// Keeps spare backends ready for reads while writes are slow. Called with every sweep, inside a runtime.
+    pub(super) fn prepare_for(self: &Arc<Self>, pace: WritePace) {
+        let spare = match pace {
+            WritePace::Steady => 0,
+            WritePace::Slow => SPARE,
+        };
+        self.spare.store(spare, Ordering::Relaxed);
+        if spare > 0 {
+            self.keep_ready(&self.upstream.limits());
+        }
+    }
+
+    /// How many backends a pool in use has ready, idle or opening, before anybody needs them.
+    pub(super) fn ready(&self, limits: &Limits) -> usize {
+        limits.min_idle.max(self.spare.load(Ordering::Relaxed))
+    }
+
+    /// As [`Pool::open_as_needed`], for those that a pool in use keeps ready: one more with each look. What nobody waits for
+    /// takes no place that another pool has or waits for, and is not tried again where connects fail.
+    pub(super) fn keep_ready(self: &Arc<Self>, limits: &Limits) {
         let openings = self.openings();
+        let may = openings.trouble.is_none() && self.may_open(&openings, limits);
+        if self.lacks_ready(limits) && may && !self.upstream.is_starved() && self.upstream.take_place() {
+            self.open_in_place();
+        }
+    }
+
+    fn lacks_ready(&self, limits: &Limits) -> bool {
         let in_use = self.open.load(Ordering::Relaxed) > 0;
         let there = self.backends.idle() + self.opening.load(Ordering::Relaxed);
-        if in_use && there < limits.min_idle && openings.trouble.is_none() && self.may_open(&openings, limits)
-        {
-            self.start_opening();
-        }
+        in_use && there < self.ready(limits)
     }
 
     fn may_open(&self, openings: &Openings, limits: &Limits) -> bool {
@@ -110,14 +145,19 @@ impl Pool {
     /// Takes a place and opens a backend for it; false when there is no place. Under the lock of `openings`, so
     /// that two threads do not both take the last one.
     fn start_opening(self: &Arc<Self>) -> bool {
-        if !self.upstream.reserve(self, self.open.load(Ordering::Relaxed)) {
-            return false;
+        let reserved = self.upstream.reserve(self, self.open.load(Ordering::Relaxed));
+        if reserved {
+            self.open_in_place();
         }
+        reserved
+    }
+
+    /// Opens a backend in a place that was taken. Under the lock of `openings`, too.
+    fn open_in_place(self: &Arc<Self>) {
         self.open.fetch_add(1, Ordering::AcqRel);
         self.opening.fetch_add(1, Ordering::AcqRel);
         let generation = self.generation.load(Ordering::Relaxed);
         tokio::spawn(Arc::clone(self).open(generation, upstream::current_worker()));
-        true
     }
 
     /// Opens one backend, within the connect deadline and the upstream's limit of connects at a time.
@@ -144,7 +184,7 @@ impl Pool {
                 if login.replication.is_none() {
                     self.upstream.logins.worked(login);
                 }
-                backend.slot = self.upstream.guard.slots.take(backend.cancel_target.process_id);
+                backend.slot = self.upstream.guard.slots.take(backend.cancel_target.process_id, self.number);
                 opening.succeeded(backend);
             }
             Err(error) => opening.failed(error),
@@ -164,7 +204,7 @@ impl Pool {
 
     /// Whether a connect that is about to start still has a purpose.
     fn is_wanted(&self) -> bool {
-        self.backends.wanted() > 0 || self.backends.idle() < self.upstream.limits().min_idle
+        self.backends.wanted() > 0 || self.backends.idle() < self.ready(&self.upstream.limits())
     }
 
     fn open_failed(self: &Arc<Self>, error: ConnectError) {
@@ -255,6 +295,134 @@ impl Drop for Opening {
         if let Some(pool) = self.0.take() {
             pool.opening.fetch_sub(1, Ordering::AcqRel);
             pool.closed();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tidegate_layers::breaker::{Force, Phase};
+    use tidegate_layers::shed::Ask;
+    use tidegate_tests::wait_until;
+    use tokio::net::UnixStream;
+    use tokio::runtime::Handle;
+    use tokio::time::Instant;
+
+    use super::super::tests::{pool, pool_within, put};
+    use super::super::{Lease, PoolKey};
+    use super::*;
+    use crate::guard::{Running, SlotId};
+    use crate::sql::Lane;
+
+    const SOON: Duration = Duration::from_secs(10);
+    const ANYWHERE: usize = 0;
+    /// Longer than a write takes, and shorter than one that makes a breaker suspect anything.
+    const LONG: Duration = Duration::from_millis(40);
+
+    /// A pool whose only backend runs a statement.
+    struct Busy {
+        pool: Arc<Pool>,
+        began: Instant,
+        slot: SlotId,
+        running: Running,
+        _lease: Lease,
+        _server: UnixStream,
+    }
+
+    impl Busy {
+        fn new(pool: Arc<Pool>, lane: Lane) -> Self {
+            let server = put(&pool, 1);
+            let began = Instant::now();
+            let lease = pool.acquire_at_once(lane, &Ask::default(), began, ANYWHERE).unwrap();
+            let guard = &pool.upstream.guard;
+            let slot = guard.slots.take(1, pool.number).unwrap();
+            let running = guard.begin(Some(&slot), lane, began).unwrap();
+            Self { pool, began, slot, running, _lease: lease, _server: server }
+        }
+
+        /// Looks three times, so long after the statement began; gives how many backends are being opened after each look.
+        fn look(&self, after: Duration) -> [usize; 3] {
+            std::array::from_fn(|_| {
+                self.pool.upstream.keep_spares(self.began + after);
+                self.pool.state().opening
+            })
+        }
+    }
+
+    /// Another pool of the same server.
+    fn sibling(pool: &Arc<Pool>) -> Arc<Pool> {
+        pool.upstream.pool(PoolKey { database: "other".into(), ..pool.key.clone() })
+    }
+
+    #[tokio::test]
+    async fn a_pool_whose_write_is_slow_has_two_backends_ready_and_its_neighbours_have_none() {
+        // Seen: in the first moments of a stall each write kept one of the few backends that were idle, and the reads behind
+        // them waited for connects. More than two, or in every pool, would be a burst at a server that is ill already.
+        let writes = Busy::new(pool(), Lane::Write);
+        let reads = Busy::new(sibling(&writes.pool), Lane::Read);
+
+        assert_eq!(writes.look(Duration::ZERO), [0, 0, 0]);
+        assert_eq!(writes.look(LONG), [1, 2, 2]);
+        assert_eq!(reads.pool.state().opening, 0);
+
+        writes.pool.upstream.guard.progress(Some(&writes.slot), &writes.running, writes.began + LONG);
+        assert!(!writes.pool.upstream.keep_spares(writes.began + LONG), "a long COPY is not slow");
+        assert_eq!(writes.pool.ready(&writes.pool.upstream.limits()), 0);
+    }
+
+    #[tokio::test]
+    async fn a_write_that_has_run_for_seconds_and_a_walsender_are_no_beginning_of_a_stall() {
+        // Both may go on for hours, and have the backend that they need; the sweep would hurry all the time.
+        let long = Busy::new(pool(), Lane::Write);
+        let key = PoolKey { replication: Some("database".into()), ..long.pool.key.clone() };
+        let walsender = Busy::new(long.pool.upstream.pool(key), Lane::Write);
+
+        assert_eq!(walsender.look(LONG), [0, 0, 0]);
+        assert!(long.pool.upstream.keep_spares(long.began + LONG));
+        assert!(!long.pool.upstream.keep_spares(long.began + Duration::from_secs(3)));
+        assert_eq!(long.pool.ready(&long.pool.upstream.limits()), 0);
+    }
+
+    #[tokio::test]
+    async fn what_nobody_waits_for_takes_only_a_place_that_is_free_and_wanted_by_nobody() {
+        // The spare of one pool would be the only backend of another; and of a paused database there must be none.
+        let small = Busy::new(pool_within(|limits| limits.size = 2), Lane::Write);
+        assert_eq!(small.look(LONG), [1, 1, 1]);
+
+        let full = Busy::new(pool_within(|limits| limits.max_per_upstream = 2), Lane::Write);
+        assert_eq!(full.look(LONG), [0, 0, 0]);
+        assert!(!full.pool.upstream.is_starved());
+
+        let paused = Busy::new(pool(), Lane::Write);
+        paused.pool.upstream.databases.pause(None).unwrap();
+        assert_eq!(paused.look(LONG), [0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_opened_ahead_where_connects_fail() {
+        // Each look of the sweep would be another connect to a server that has trouble enough: the pause after a failure is
+        // for those who wait.
+        let busy = Busy::new(pool(), Lane::Write);
+        assert_eq!(busy.look(LONG), [1, 2, 2]);
+        let pool = &busy.pool;
+        wait_until(SOON, "nobody listens there", || pool.state().opening == 0).await;
+
+        assert_eq!(busy.look(LONG), [0, 0, 0]);
+        tokio::time::sleep(BACKOFF_BASE * 2).await;
+        assert_eq!(busy.look(LONG), [0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn nothing_is_opened_ahead_where_reads_hang_or_writes_are_refused() {
+        // A server that answers nothing takes connects and does not finish them; and writes that are not let in take nothing.
+        for lane in Lane::ALL {
+            let busy = Busy::new(pool(), Lane::Write);
+            let upstream = &busy.pool.upstream;
+            upstream.watch(&Handle::current(), &Handle::current());
+            upstream.guard.force(lane, Force::Open);
+            wait_until(SOON, "the order", || upstream.guard.phase(lane) == Phase::ForcedOpen).await;
+
+            assert_eq!(busy.look(LONG), [0, 0, 0], "{lane:?}");
         }
     }
 }

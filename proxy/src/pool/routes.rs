@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::Upstream;
 use super::hold::Hold;
+use super::opening::WritePace;
 use crate::config::{self, AfterWrite, Config, ReadFrom, Roles};
 use crate::exchange::facts::Reach;
 use crate::outcome::Resolver;
@@ -269,6 +270,7 @@ impl Routes {
         self.lock_retired().retain(|upstream| {
             for pool in upstream.pools() {
                 pool.reconnect();
+                pool.prepare_for(WritePace::Steady);
                 pool.sweep_idle();
             }
             upstream.open() > 0

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::functions::FunctionsByDatabase;
+use super::opening::WritePace;
 use super::{Databases, Pool};
 use crate::backend::Connector;
 use crate::config::{Config, PoolMode, SyncWait, Timeouts};
@@ -33,6 +35,12 @@ const STARVED_MAX: usize = 1024;
 
 /// An idle backend is spared for another pool that has some of its own only after this long.
 const SPARE_AFTER: Duration = Duration::from_secs(1);
+
+/// A write that has run for so long without progress may be the beginning of a stall. Most take a few milliseconds; and it
+/// is in the first hundred of a stall that the backends go which happen to be idle, one with each write. Where all writes
+/// take longer, a pool merely has two backends more. In two seconds a breaker has opened, or the write is just a long one,
+/// and has the backend that it needs.
+const SLOW_WRITE: Range<Duration> = Duration::from_millis(30)..Duration::from_secs(2);
 
 /// Slots for deadlines beyond what the limit allows, so that a reload can raise it.
 const SPARE_SLOTS: usize = 4;
@@ -418,9 +426,7 @@ impl Upstream {
     /// made soon, if possible: a backend that is idle in another pool is closed. A pool without any backend
     /// is remembered until it gets one, and the others give way.
     pub(super) fn reserve(self: &Arc<Self>, pool: &Arc<Pool>, open: usize) -> bool {
-        let max = self.limits().for_pools();
-        let take = |open: usize| (open < max).then_some(open + 1);
-        if self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok() {
+        if self.take_place() {
             self.remember_starved(|starved| starved.retain(|p| p.as_ptr() != Arc::as_ptr(pool)));
             return true;
         }
@@ -438,6 +444,13 @@ impl Upstream {
         false
     }
 
+    /// Takes a place if there is a free one.
+    pub(super) fn take_place(&self) -> bool {
+        let max = self.limits().for_pools();
+        let take = |open: usize| (open < max).then_some(open + 1);
+        self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok()
+    }
+
     fn remember_starved(&self, change: impl FnOnce(&mut VecDeque<Weak<Pool>>)) {
         let mut starved = self.starved.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut starved);
@@ -449,6 +462,21 @@ impl Upstream {
         if self.pools().iter().any(|other| !Arc::ptr_eq(other, pool) && other.evict(idle)) {
             pool.open_as_needed();
         }
+    }
+
+    /// Has the pools whose writes are slow keep spare backends ready for reads; whether there are any such pools. Called
+    /// with every sweep, inside a runtime.
+    pub fn keep_spares(&self, now: Instant) -> bool {
+        let help = self.guard.spares_help() && !self.is_void();
+        let slow = if help { self.guard.pools_with_slow_writes(&SLOW_WRITE, now) } else { Vec::new() };
+        let mut any = false;
+        for pool in self.pools() {
+            // A walsender serves one session, and is silent for as long as nobody writes.
+            let is_slow = slow.contains(&pool.number) && pool.key.replication.is_none();
+            pool.prepare_for(if is_slow { WritePace::Slow } else { WritePace::Steady });
+            any |= is_slow;
+        }
+        any
     }
 
     /// Whether it is found out what became of commits that broke.

@@ -8,7 +8,7 @@ use tidegate_tests::{Frames, Proxy, Reply, ScriptedApp, wait_for};
 use tokio::task::{JoinSet, block_in_place};
 
 use super::{LEDGER, Peak, Watch, at_deadline, at_most, guarded, refused, session, timed};
-use crate::rig::{own_postgres, run};
+use crate::rig::{SOON, own_postgres, run};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn writers_that_wait_for_a_lock_hold_half_of_the_pool_and_reads_the_other() {
@@ -58,6 +58,42 @@ async fn writers_that_wait_for_a_lock_hold_half_of_the_pool_and_reads_the_other(
         let problem = reply.error().unwrap();
         assert!(matches!(problem.code(), "57014" | "53300"), "{problem:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_writes_are_stuck_idle_backends_are_ready_before_reads_ask_for_them() {
+    // Seen: in the first moments of a stall each write took one of the few backends that happened to be idle, and the reads
+    // behind them waited for connects. Here there is one backend, and the first write takes it.
+    let node = block_in_place(|| own_postgres(&[]));
+    block_in_place(|| node.sql(LEDGER)).unwrap();
+    let proxy = guarded(&node, "[timeouts]\nwrite = \"20s\"\ncommit = \"20s\"\n").await;
+    let mut reader = session(&proxy).await;
+    run(&mut reader, "SELECT 1").await;
+    let direct = ([127, 0, 0, 1], node.port()).into();
+    let mut holder = ScriptedApp::session(direct, "postgres", "postgres").await.0;
+    run(&mut holder, "BEGIN").await;
+    run(&mut holder, "LOCK TABLE ledger IN SHARE MODE").await;
+
+    let waits = async || proxy.metrics().await.get("tidegate_queue_wait_seconds_count", &[("lane", "read")]);
+    let before = waits().await;
+
+    let mut writers = Vec::new();
+    for stuck in 1..=6 {
+        let mut writer = session(&proxy).await;
+        writer.send(Frames::new().query(&format!("INSERT INTO ledger VALUES ({stuck})"))).await;
+        writers.push(writer);
+        wait_for(SOON, "two backends beside those that are stuck", async || {
+            let metrics = proxy.metrics().await;
+            let is = |state, least| {
+                metrics.get("tidegate_pool_backends", &[("state", state)]).is_some_and(|is| is >= least)
+            };
+            (is("leased", stuck.into()) && is("idle", 2.0)).then_some(())
+        })
+        .await;
+        run(&mut reader, "SELECT count(*) FROM ledger").await;
+    }
+
+    assert_eq!(waits().await, before, "a read waited for a backend");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -10,6 +10,8 @@ mod cancels;
 mod causes;
 /// Every statement is answered in time, and truthfully.
 mod deadlines;
+/// Who logs in at a server, and when.
+mod door;
 /// Writes cannot take what reads need, and reads that write are writes.
 mod lanes;
 /// Sessions that write and read at a rate.

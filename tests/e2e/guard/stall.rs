@@ -10,10 +10,12 @@ use tidegate_tests::{Problem, Proxy};
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
+use super::door::Door;
 use super::{
     ANSWER_SLACK, CONTROL_CONNECTIONS, How, LEDGER, NOISE, Op, Peak, Running, Watch, at_deadline, at_most,
-    complete, durations, guarded, percentile, synchronous_cluster, verdict,
+    complete, durations, percentile, synchronous_cluster, verdict,
 };
+use crate::rig::sidecar;
 
 const POOL: u64 = 20;
 const WRITERS: (u32, u32) = (50, 40);
@@ -32,6 +34,9 @@ const REFUSAL: Duration = Duration::from_millis(5);
 /// From the heal to the first write that works, and to all of them.
 const FIRST_WRITE: Duration = Duration::from_secs(2);
 const FULL_RATE: Duration = Duration::from_secs(6);
+
+/// Connects to a server under way at the same time, by all pools.
+const CONNECTS: usize = 2;
 
 /// What becomes of reads meanwhile.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +59,8 @@ struct Outage {
     writes: Vec<Op>,
     reads: Vec<Op>,
     backends: u64,
+    /// Backends that logged in, and how many of them at the same time at most, if somebody stood at the door.
+    logins: Option<(usize, usize)>,
 }
 
 impl Outage {
@@ -65,7 +72,11 @@ impl Outage {
         cause: &'static str,
         expected: Reads,
     ) -> Self {
-        let proxy = guarded(server, SECTIONS).await;
+        // Where packets vanish nobody can stand there: he would accept in the server's place.
+        let vanish = matches!(fault, Fault::DropPackets { .. });
+        let door = if vanish { None } else { Some(Door::of(server).await) };
+        let url = door.as_ref().map_or_else(|| server.url(), Door::url);
+        let proxy = sidecar(SECTIONS).upstream(&url).start().await;
         let running = Running::start(proxy.address(), how, WRITERS, READERS).await;
         let peak = Peak::watch(server).await;
         running.wait_written(Duration::from_secs(10), Instant::now(), 60).await;
@@ -88,7 +99,8 @@ impl Outage {
         let backends = peak.end();
         println!("{how:?}: {} writes, {} reads, {backends} backends at most", writes.len(), reads.len());
         verdict(&writes, &Watch::new(server).await.ledger().await);
-        Self { cause, expected, struck, healed, first, calm, writes, reads, backends }
+        let logins = door.as_ref().map(Door::logins);
+        Self { cause, expected, struck, healed, first, calm, writes, reads, backends, logins }
     }
 
     /// All that was promised.
@@ -101,7 +113,16 @@ impl Outage {
             Reads::Hang => self.answers_reads(),
         }
         assert!(self.backends <= POOL + CONTROL_CONNECTIONS, "{} backends", self.backends);
+        self.connects_gently();
         self.recovers();
+    }
+
+    /// Neither what hangs, nor what is opened ahead of need, nor the return of all writers makes more connects at a time.
+    fn connects_gently(&self) {
+        let Some((logins, at_a_time)) = self.logins else { return };
+        println!("{logins} backends logged in, {at_a_time} at a time at most");
+        assert!(logins > 0, "nobody came through the door");
+        assert!(at_a_time <= CONNECTS, "{at_a_time} backends logged in at the same time");
     }
 
     fn first_refusal(&self) -> Instant {

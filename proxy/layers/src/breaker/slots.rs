@@ -19,6 +19,14 @@ struct Slot {
     progress: AtomicU64,
 }
 
+impl Slot {
+    /// When its call began, if there is one, and when that last got somewhere.
+    fn call(&self) -> Option<(u64, u64)> {
+        let busy_since = self.busy_since.load(Ordering::Relaxed);
+        (busy_since != IDLE).then(|| (busy_since, busy_since.max(self.progress.load(Ordering::Relaxed))))
+    }
+}
+
 /// The calls in flight, by slot.
 ///
 /// A slot belongs either to a fixed owner, who calls [`begin`](Self::begin) and [`end`](Self::end) (one relaxed
@@ -94,14 +102,20 @@ impl SlotTable {
         })
     }
 
+    /// How long the call in this slot has been without progress; `None` if there is none.
+    pub fn age(&self, slot: usize, now: Instant) -> Option<Duration> {
+        let (_, last) = self.slots.get(slot)?.call()?;
+        Some(Duration::from_micros(self.micros(now).saturating_sub(last)))
+    }
+
     /// Looks at all slots: one or two relaxed loads each. Calls that began before `since` do not count: they are
     /// of an epoch that is over.
     pub fn scan(&self, since: Instant, now: Instant, stuck_after: Duration) -> Scan {
         let (since, now) = (self.micros(since), self.micros(now));
         self.slots.iter().fold(Scan::default(), |mut scan, slot| {
-            let busy_since = slot.busy_since.load(Ordering::Relaxed);
-            if busy_since != IDLE && busy_since >= since {
-                let last = busy_since.max(slot.progress.load(Ordering::Relaxed));
+            if let Some((busy_since, last)) = slot.call()
+                && busy_since >= since
+            {
                 let age = Duration::from_micros(now.saturating_sub(last));
                 scan.in_flight += 1;
                 scan.suspect += usize::from(age >= stuck_after / 2);
@@ -149,6 +163,8 @@ mod tests {
         let scan = table.scan(now, now + BOUND * 10, BOUND);
 
         assert_eq!((scan.in_flight, scan.stuck), (1, 0));
+        assert_eq!(table.age(0, now + BOUND * 11), Some(BOUND));
+        assert_eq!(table.age(1, now), None);
     }
 
     #[test]
