@@ -275,7 +275,7 @@ impl Conversation {
     }
 
     /// Sends something that fails in the place of a message, and notes what the application is told instead.
-    fn doom(&mut self, header: Header, error: Box<[u8]>, flow: &mut Flow) -> Step {
+    pub(super) fn doom(&mut self, header: Header, error: Box<[u8]>, flow: &mut Flow) -> Step {
         flow.insert(|out| {
             put_frame(out, tag::EXECUTE, |out| {
                 put_cstr(out, NO_PORTAL);

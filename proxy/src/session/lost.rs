@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::conversation::{Gate, LastWords, Replicated, Skipping};
 use super::front::{Orphan, Stage};
+use super::local_frames::failed_transaction;
 use super::relay::{Fate, Hold, Told};
 use super::{Flowing, Session, recover};
 use crate::exchange::Refusal;
@@ -83,6 +86,31 @@ impl Session {
             self.refuse(refusal);
         }
         Flowing::On
+    }
+
+    /// The next exchange of a transaction may not be sent, on a backend that holds more of the session than that, such as
+    /// temporary tables: it stays. What is sent instead makes the transaction fail, and waits for nothing.
+    pub(super) fn refuse_in_kept_transaction(&mut self, lease: &Lease, refusal: &Refusal) {
+        let Ok(Some(header)) = Header::read_frontend(self.to_db.unseen()) else { return };
+        self.talk.look_ahead(self.to_db.unseen(), &self.pool);
+        let sorted = self.talk.sort(self.to_db.unseen(), &self.pool);
+        let now = Instant::now();
+        self.begin_rollback(lease, sorted, now, now);
+        if self.talk.only_rolls_back(self.to_db.unseen()) {
+            self.talk.gate = Gate::Open;
+            return;
+        }
+        let error = if self.talk.status == TransactionStatus::Failed {
+            // In the server's words, which would not stop at that if the text goes on behind a ROLLBACK.
+            failed_transaction()
+        } else {
+            self.count(refusal);
+            let mut error = Vec::new();
+            refusal.put(&self.pool.upstream.name, &mut error);
+            error.into()
+        };
+        self.talk.between_exchanges = false;
+        self.talk.doom(header, error, &mut self.to_db);
     }
 
     /// The next exchange may not be sent, outside of a transaction and on a backend that stays.

@@ -262,6 +262,10 @@ impl Session {
                 self.refuse_next(refusal);
                 return Ok(lease);
             }
+            Relayed::Refused(refusal) if self.talk.keeps() == Hold::Session => {
+                self.refuse_in_kept_transaction(&lease, refusal);
+                return Ok(lease);
+            }
             _ => {}
         }
         self.let_go(&lease, &end);

@@ -26,8 +26,8 @@ use crate::wire::TransactionStatus;
 /// which an application is answered after its deadline.
 const CANCEL_WITHIN: Duration = Duration::from_millis(300);
 
-/// How long a ROLLBACK may take that passed a breaker: nobody waits longer for a server that hangs as a whole, and it is
-/// done when its connection is closed.
+/// How long what ends or fails a transaction may take that passed a breaker: nobody waits longer for a server that hangs
+/// as a whole, and it is done when its connection is closed.
 const ROLLBACK_WITHIN: Duration = Duration::from_secs(1);
 
 /// How often whoever waits for a lane looks whether that makes sense.
@@ -399,8 +399,8 @@ impl Session {
         Ok(())
     }
 
-    /// As [`Session::begin_exchange`], for what rolls back and was refused, when nothing runs. It stays in the lane that
-    /// its backend is charged to.
+    /// As [`Session::begin_exchange`], for what was refused and is sent for all that, when nothing runs: it rolls back, or
+    /// makes its transaction fail. It stays in the lane that its backend is charged to.
     pub(super) fn begin_rollback(&mut self, lease: &Lease, sorted: Sorted, began: Instant, now: Instant) {
         let (lane, kind) = (lease.lane(), Kind::Statement);
         self.watch.asks(lane);

@@ -194,6 +194,49 @@ async fn what_was_refused_in_a_transaction_ends_with_its_first_rollback() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_in_a_transaction_takes_nothing_from_a_session_that_keeps_its_backend() {
+    // The backend was cleaned and given to others: without a word the session had lost its temporary table.
+    let stage = Stage::new().await;
+    let insert = "INSERT INTO ledger VALUES (9)";
+    let ways = [
+        ("simple", Frames::new().query(insert)),
+        ("extended", unnamed(insert)),
+        ("a COMMIT", Frames::new().query("COMMIT")),
+        ("an extended COMMIT", unnamed("COMMIT")),
+        ("more than one", Frames::new().unnamed(insert, &[]).unnamed("SELECT 1", &[]).sync()),
+    ];
+    let mut sessions = Vec::new();
+    for (id, (way, frames)) in (1..).zip(ways) {
+        let mut app = session(&stage.proxy).await;
+        run(&mut app, "CREATE TEMP TABLE mine AS SELECT 7 AS seven").await;
+        write(&mut app, id).await;
+        let pid = backend_pid(&mut app).await;
+        sessions.push((app, way, frames, pid));
+    }
+    let _stuck = stage.freeze_standby().await;
+
+    for (mut app, way, frames, pid) in sessions {
+        let (reply, took) = timed_frames(&mut app, frames).await;
+
+        breaker_open(&reply, 'E');
+        at_most(way, took, AT_ONCE);
+        for further in ["SELECT 1", "ROLLBACK; INSERT INTO ledger VALUES (9)"] {
+            let reply = app.query(further).await;
+            assert_eq!(
+                (reply.error_code().as_str(), reply.status()),
+                ("25P02", Some('E')),
+                "{way}: {further}"
+            );
+        }
+        rolled_back(way, &app.query("ROLLBACK").await);
+        assert_eq!(value(&mut app, "SELECT seven FROM mine").await, "7", "{way}");
+        assert_eq!(backend_pid(&mut app).await, pid, "{way}");
+        breaker_open(&app.query(insert).await, 'I');
+    }
+    stage.end(&[1, 2, 3, 4, 5, 9]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_transaction_can_go_back_to_a_savepoint_and_is_refused_what_it_writes_next() {
     // Going back writes nothing that waits. Were it refused, the whole transaction would be lost with it.
     let stage = Stage::new().await;
