@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde_json::Value;
 use tidegate_chaos::cluster::{Cluster, ClusterOptions, NodeOptions, Programs, Replication};
 use tidegate_tests::{
-    PATIENCE, Proxy, ScriptedApp, ScriptedServer, Signal, WebReceiver, shared_postgres, wait_for, within,
+    Frames, PATIENCE, Proxy, ScriptedApp, ScriptedServer, Signal, WebReceiver, shared_postgres, wait_for,
+    within,
 };
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -196,6 +197,30 @@ async fn an_application_is_told_that_an_order_keeps_it_out() {
     assert_eq!(problem.detail_of("cause"), Some("forced"));
     assert!(problem.hint().contains("An operator has ordered this"), "{problem:?}");
     crate::rig::run(&mut app, "SELECT 1").await;
+}
+
+#[tokio::test]
+async fn a_goodbye_behind_a_refused_read_is_a_goodbye() {
+    // What was known of the read would be sent in the place of the goodbye: a panic, or a session that waits for the
+    // answer to nothing, and its backend with it.
+    let options = sidecar(&format!("[pool]\nmode = \"session\"\nsize = 2\n[admin]\ntoken = \"{TOKEN}\"\n"));
+    let rig = Rig::start(options).await;
+    let (mut one, mut other) = (rig.app().await, rig.app().await);
+    for app in [&mut one, &mut other] {
+        crate::rig::run(app, "SELECT 1").await;
+    }
+    order(rig.proxy(), "/lanes/read/open").await;
+    let refused = one.query("SELECT 2").await;
+    assert_eq!(refused.error().unwrap().detail_of("reason"), Some("breaker_open"));
+
+    one.send(Frames::new().terminate()).await;
+    other.send(Frames::new().query("SELECT 2").terminate()).await;
+
+    one.expect_end().await;
+    other.expect_end().await;
+    assert!(!rig.proxy().log().contains("panicked"), "{}", rig.proxy().log());
+    let abandoned = rig.proxy().metrics().await.get("tidegate_sessions_abandoned_total", &[]);
+    assert_eq!(abandoned, Some(0.0));
 }
 
 #[tokio::test]

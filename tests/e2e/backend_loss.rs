@@ -644,6 +644,25 @@ async fn refuses(bytes: &'static [u8]) {
 }
 
 #[tokio::test]
+async fn what_a_server_answered_before_it_sent_garbage_is_an_answer() {
+    // The exchange would be over for us and its answer thrown away with the garbage: the application would wait for ever.
+    let (_server, mut proxy) = before(|mut backend| async move {
+        let answer = Replies::new().one_value("answered");
+        backend.send(answer.raw(b"D\x00\x00\x00\x03")).await;
+        backend.go_silent().await;
+    })
+    .await;
+    let (mut app, mut other) = (session(&proxy).await, session(&proxy).await);
+    app.send(Frames::new().query("SELECT bad")).await;
+
+    let reply = app.reply_within(SOON).await;
+
+    assert_eq!((reply.value().as_deref(), reply.status()), (Some("answered"), Some('I')));
+    assert_eq!(value(&mut app, "SELECT 1").await, "good");
+    others_live(&mut proxy, &mut other).await;
+}
+
+#[tokio::test]
 async fn an_idle_backend_that_says_farewell_is_replaced_unnoticed() {
     // FATAL 57P01 comes unasked while the backend waits in the pool; the next statement must not be answered with it.
     let mut server = ScriptedServer::start().await;

@@ -2,9 +2,15 @@
 
 use std::fmt::Write as _;
 
-use tidegate_tests::{Bench, Frames, ScriptedApp, fresh_database, shared_postgres};
+use std::time::Duration;
+
+use tidegate_tests::{
+    BackendKey, Bench, Frames, Incoming, Received, Replies, ScriptedApp, ScriptedServer, fresh_database,
+    shared_postgres,
+};
 
 use super::{TIDEGATE, both, oracle, some};
+use crate::rig::{SOON, pool_of};
 
 #[tokio::test]
 async fn answers_are_the_database_s_own() {
@@ -135,6 +141,86 @@ async fn queries_in_one_write_are_answered_in_order() {
         } else {
             assert_eq!(reply.value(), some(&number.to_string()));
         }
+    }
+}
+
+/// A server that answers late: all that it was sent until then, in one write. It says that it is in a transaction from
+/// `BEGIN` to `COMMIT`.
+async fn slow_to_answer() -> ScriptedServer {
+    let mut server = ScriptedServer::start().await;
+    server.serve(|incoming| async move {
+        let Incoming::Session(mut backend) = incoming else { return };
+        backend.welcome(&BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }).await;
+        let (mut replies, mut status) = (Replies::new(), 'I');
+        loop {
+            let message = match backend.receive_within(Duration::from_millis(50)).await {
+                Received::Message(message) => message,
+                Received::Silence => {
+                    backend.send(std::mem::replace(&mut replies, Replies::new())).await;
+                    continue;
+                }
+                Received::Closed { .. } | Received::Reset(_) => return,
+            };
+            let text = String::from_utf8_lossy(&message.body).trim_matches('\0').to_owned();
+            status = match text.as_str() {
+                "BEGIN" => 'T',
+                "COMMIT" => 'I',
+                _ => status,
+            };
+            let row = |replies: Replies| replies.row_description(&["v"]).data_row(&[Some(&text)]);
+            replies = match message.tag {
+                b'Q' if text.starts_with("SELECT") => row(replies).complete("SELECT 1").ready(status),
+                b'Q' => replies.complete(&text).ready(status),
+                b'P' => replies.message(b'1', &[]),
+                b'B' => replies.message(b'2', &[]),
+                b'D' => replies.row_description(&["v"]),
+                b'E' => replies.data_row(&[Some("extended")]).complete("SELECT 1"),
+                b'S' => replies.ready(status),
+                _ => replies,
+            };
+        }
+    });
+    server
+}
+
+#[tokio::test]
+async fn answers_to_many_exchanges_in_one_write_are_told_apart() {
+    // Each moves the session on: one that is overlooked leaves the backend taken, or the session in a transaction that
+    // is over. With a statement of ours among them its answer must stay where it is.
+    let server = slow_to_answer().await;
+    let proxy = pool_of(1).upstream(&server.url()).start().await;
+    let (mut app, _) = ScriptedApp::session(proxy.address(), "postgres", "shop").await;
+    let (mut other, _) = ScriptedApp::session(proxy.address(), "postgres", "shop").await;
+    let ours = "SHOW tidegate.lane";
+    let plain = [
+        "SELECT 1", "SELECT 2", "extended", "SELECT 3", "BEGIN", "SELECT 4", "extended", "COMMIT", "SELECT 5",
+    ];
+    let mixed =
+        ["SELECT 1", ours, "extended", "SELECT 2", ours, "BEGIN", "SELECT 3", ours, "COMMIT", "extended"];
+
+    for texts in [&plain[..], &mixed[..]] {
+        let frames = texts.iter().fold(Frames::new(), |frames, text| match *text {
+            "extended" => frames.unnamed("SELECT 0", &[]).sync(),
+            text => frames.query(text),
+        });
+        app.send(frames).await;
+
+        let mut status = 'I';
+        for text in texts {
+            let reply = app.reply_within(SOON).await;
+            status = match *text {
+                "BEGIN" => 'T',
+                "COMMIT" => 'I',
+                _ => status,
+            };
+            let value = match *text {
+                "BEGIN" | "COMMIT" => None,
+                text if text == ours => some("auto"),
+                text => some(text),
+            };
+            assert_eq!((reply.error(), reply.value(), reply.status()), (None, value, Some(status)), "{text}");
+        }
+        assert_eq!(other.query("SELECT 6").await.value(), some("SELECT 6"), "the backend is free");
     }
 }
 

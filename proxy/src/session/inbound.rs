@@ -66,7 +66,7 @@ impl Conversation {
             if flow.is_full() {
                 return Ok(Inbound::Blocked);
             }
-            self.pass_ordinary(flow, backend)?;
+            self.pass_ordinary(flow, backend);
             let Some(header) = Header::read_backend(flow.unseen())? else { return Ok(Inbound::More) };
             let fate = match self.inbound_frame(header, flow, backend)? {
                 Step::Pass => Fate::Pass,
@@ -79,18 +79,18 @@ impl Conversation {
     }
 
     /// Lets whole messages pass of which nothing is to be known but what they settle. Stops at the first of
-    /// another kind.
-    fn pass_ordinary(&mut self, flow: &mut Flow, backend: &mut Backend) -> Result<(), WireError> {
+    /// another kind, and at what is no message: what was settled before that has to pass.
+    fn pass_ordinary(&mut self, flow: &mut Flow, backend: &mut Backend) {
         let tags_matter = self.notes.watching
             || self.terms.is_provisional()
             || self.timing_out.is_some()
             || self.hides_a_failure();
         if self.ledger.has_ours() || self.check != Check::No || tags_matter {
-            return Ok(());
+            return;
         }
         let mut rest = flow.unseen();
         let there = rest.len();
-        while let Some(header) = Header::read_backend(rest)?
+        while let Ok(Some(header)) = Header::read_backend(rest)
             && let Some(next) = rest.get(header.frame_len..)
         {
             let passes = match header.tag {
@@ -121,7 +121,6 @@ impl Conversation {
         }
         let passed = there - rest.len();
         flow.pass(passed);
-        Ok(())
     }
 
     /// Whether the server is ready after an exchange of the application about which nothing is to be said.

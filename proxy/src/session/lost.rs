@@ -117,6 +117,8 @@ impl Session {
     pub(super) fn refuse_next(&mut self, refusal: &Refusal) {
         self.count(refusal);
         self.say_refused(refusal);
+        // It is not sent, nor anything in its place.
+        self.talk.plain = None;
         let Ok(Some(header)) = Header::read_frontend(self.to_db.unseen()) else { return };
         if matches!(header.tag, frontend::QUERY | frontend::FUNCTION_CALL) {
             self.say_ready();
@@ -124,7 +126,6 @@ impl Session {
         } else {
             // The server answers the Sync.
             self.talk.skipping = Skipping::UntilSync;
-            self.talk.plain = None;
             self.talk.gate = Gate::Open;
         }
     }

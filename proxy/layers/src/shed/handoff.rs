@@ -186,8 +186,8 @@ impl<T> Handoff<T> {
         Self::with_clock(lanes, Instant::now)
     }
 
-    /// As [`new`](Self::new), with a clock of the caller's: one that is cheaper to read. What it lags behind is what
-    /// waits are measured too short by, and what they may last longer.
+    /// As [`new`](Self::new), with a clock of the caller's: one that is cheaper to read. What it lags behind at the end
+    /// of a wait is what that is measured too short by and may last longer; at its beginning it is the other way round.
     pub fn with_clock(lanes: impl IntoIterator<Item = LaneConfig>, clock: fn() -> Instant) -> Self {
         let lanes: Box<[_]> =
             lanes.into_iter().map(|lane| AdmitQueue::new(lane.ceiling, lane.queue)).collect();
@@ -604,5 +604,176 @@ impl<T> Clone for Handoff<T> {
 impl<T> fmt::Debug for Handoff<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Handoff").field("board", &self.shared.board).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+    use std::sync::LazyLock;
+    use std::task::Context;
+
+    use proptest::prelude::*;
+
+    use super::super::priority::Priority;
+    use super::*;
+
+    static ORIGIN: LazyLock<Instant> = LazyLock::new(|| Instant::now() + Duration::from_hours(1));
+
+    thread_local! {
+        static NOW: Cell<Duration> = const { Cell::new(Duration::ZERO) };
+    }
+
+    /// Goes back, too: what one thread has read another may find in the future.
+    fn clock() -> Instant {
+        *ORIGIN + NOW.get()
+    }
+
+    #[derive(Debug, Clone, Copy)]
+    enum Step {
+        Clock(Duration),
+        Try { lane: Lane },
+        Ask { lane: Lane, priority: usize, bound: Duration },
+        Poll(usize),
+        Abandon(usize),
+        Return { index: usize, fared: Fared },
+        Discard(usize),
+        Detach(usize),
+        Free(usize),
+        Move { index: usize, lane: Lane },
+        Stay(usize),
+        Put,
+        PutUnused,
+        Ramp { lane: Lane, ramp: Option<usize> },
+        Ceiling { lane: Lane, ceiling: usize },
+        Flush(Lane),
+        FlushQueue(Lane),
+        Sweep,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let index = || 0..8_usize;
+        let lane = || 0..2_usize;
+        let bound = || (0..3000_u64).prop_map(Duration::from_millis);
+        let fared = prop_oneof![
+            Just(Fared::Well),
+            Just(Fared::Unknown),
+            bound().prop_map(|after| Fared::Badly { at: *ORIGIN + after }),
+        ];
+        prop_oneof![
+            3 => bound().prop_map(Step::Clock),
+            4 => lane().prop_map(|lane| Step::Try { lane }),
+            6 => (lane(), 0..4_usize, bound())
+                .prop_map(|(lane, priority, bound)| Step::Ask { lane, priority, bound }),
+            3 => index().prop_map(Step::Poll),
+            2 => index().prop_map(Step::Abandon),
+            6 => (index(), fared).prop_map(|(index, fared)| Step::Return { index, fared }),
+            1 => index().prop_map(Step::Discard),
+            1 => index().prop_map(Step::Detach),
+            1 => index().prop_map(Step::Free),
+            4 => (index(), lane()).prop_map(|(index, lane)| Step::Move { index, lane }),
+            1 => index().prop_map(Step::Stay),
+            3 => Just(Step::Put),
+            1 => Just(Step::PutUnused),
+            1 => (lane(), proptest::option::of(0..4_usize)).prop_map(|(lane, ramp)| Step::Ramp { lane, ramp }),
+            1 => (lane(), 0..5_usize).prop_map(|(lane, ceiling)| Step::Ceiling { lane, ceiling }),
+            1 => lane().prop_map(Step::Flush),
+            1 => lane().prop_map(Step::FlushQueue),
+            2 => Just(Step::Sweep),
+        ]
+    }
+
+    struct World {
+        handoff: Handoff<u32>,
+        waiting: Vec<Checkout<u32>>,
+        leases: Vec<Lease<u32>>,
+        charges: Vec<super::super::lease::Charge<u32>>,
+    }
+
+    impl World {
+        fn apply(&mut self, step: Step) {
+            let cx = &mut Context::from_waker(Waker::noop());
+            let handoff = &self.handoff;
+            match step {
+                Step::Clock(at) => NOW.set(at),
+                Step::Try { lane } => self.leases.extend(handoff.try_checkout(lane, &Ask::default())),
+                Step::Ask { lane, priority, bound } => {
+                    let deadline = Some(clock() + bound);
+                    let ask = Ask { priority: Priority::ALL[priority], deadline, ..Ask::default() };
+                    self.waiting.push(handoff.checkout(lane, ask));
+                    self.poll(self.waiting.len() - 1);
+                }
+                Step::Poll(index) if index < self.waiting.len() => self.poll(index),
+                Step::Abandon(index) if index < self.waiting.len() => drop(self.waiting.swap_remove(index)),
+                Step::Return { index, fared } if index < self.leases.len() => {
+                    let mut lease = self.leases.swap_remove(index);
+                    match fared {
+                        Fared::Well => lease.fared_well(),
+                        Fared::Badly { at } => lease.fared_badly(at),
+                        Fared::Unknown => {}
+                    }
+                }
+                Step::Discard(index) if index < self.leases.len() => {
+                    self.leases.swap_remove(index).discard();
+                }
+                Step::Detach(index) if index < self.leases.len() => {
+                    self.charges.push(self.leases.swap_remove(index).detach().1);
+                }
+                Step::Free(index) if index < self.charges.len() => drop(self.charges.swap_remove(index)),
+                Step::Move { index, lane } if index < self.leases.len() => {
+                    let _ = self.leases[index].poll_move(lane, cx);
+                }
+                Step::Stay(index) if index < self.leases.len() => self.leases[index].stay(),
+                Step::Put => handoff.put(0),
+                Step::PutUnused => handoff.put_unused(handoff.take_idle(|_| true)),
+                Step::Ramp { lane, ramp } => handoff.set_ramp(lane, ramp),
+                Step::Ceiling { lane, ceiling } => handoff.set_ceiling(lane, ceiling),
+                Step::Flush(lane) => handoff.flush(lane),
+                Step::FlushQueue(lane) => handoff.flush_queue(lane),
+                Step::Sweep => drop(handoff.sweep(clock())),
+                _ => {}
+            }
+        }
+
+        fn poll(&mut self, index: usize) {
+            let polled = self.waiting[index].ask(&mut Context::from_waker(Waker::noop()));
+            if let std::task::Poll::Ready(result) = polled {
+                drop(self.waiting.swap_remove(index));
+                self.leases.extend(result);
+            }
+        }
+
+        fn check(&self, after: Step) {
+            let (state, micro) = (self.handoff.look(), Duration::from_micros(1));
+            assert_eq!(self.handoff.idle(), state.idle.len(), "{after:?}");
+            for (lane, queue) in state.lanes.iter().enumerate() {
+                let shown = self.handoff.stats(lane).unwrap();
+                let figures = (shown.in_flight, shown.waiting, shown.limit);
+                let true_ones = (queue.in_flight(), queue.waiting(), queue.limit().current());
+                assert_eq!(figures, true_ones, "lane {lane} after {after:?}");
+                match (shown.waiting_since, queue.waiting_since()) {
+                    (Some(shown), Some(since)) => {
+                        assert!(since >= shown && since - shown < micro, "{after:?}");
+                    }
+                    (shown, since) => assert_eq!(shown, since, "lane {lane} after {after:?}"),
+                }
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn what_is_shown_without_the_lock_is_so_after_every_change(steps in proptest::collection::vec(step(), 1..120)) {
+            // A change that is not shown, because it is taken for one of another kind, stays hidden until the next: who
+            // watches would see a queue that is gone, or none where one stands. Nor may a clock that goes back do harm.
+            let queue = QueueConfig { queue_max: 5, ..QueueConfig::default() };
+            let handoff = Handoff::with_clock([4, 2].map(|ceiling| LaneConfig { ceiling, queue }), clock);
+            let mut world = World { handoff, waiting: Vec::new(), leases: Vec::new(), charges: Vec::new() };
+            for step in steps {
+                world.apply(step);
+                world.check(step);
+            }
+        }
     }
 }

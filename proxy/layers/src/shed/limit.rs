@@ -119,6 +119,8 @@ const fn as_float(count: usize) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn limit(ceiling: usize) -> Limit {
@@ -203,5 +205,63 @@ mod tests {
         let mut limit = limit(10);
         limit.set_ceiling(40);
         assert_eq!(limit.current(), 40);
+    }
+
+    /// The same limit, reckoned anew each time.
+    struct Naive {
+        ceiling: usize,
+        ramp: Option<usize>,
+        adaptive: f64,
+    }
+
+    impl Naive {
+        fn current(&self) -> usize {
+            let whole = (0..=self.ceiling).rev().find(|whole| as_float(*whole) <= self.adaptive);
+            whole.unwrap_or(0).min(self.ramp.unwrap_or(usize::MAX))
+        }
+
+        fn succeeded(&mut self, in_flight: usize) {
+            if as_float(in_flight) * 2.0 >= self.adaptive {
+                self.adaptive = (self.adaptive + 1.0 / self.adaptive.max(1.0)).min(as_float(self.ceiling));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+        #[test]
+        fn what_is_kept_of_a_limit_is_what_would_be_reckoned_anew(
+            ceiling in 0..20_usize, steps in proptest::collection::vec((0..4_u8, 0..20_usize), 1..200),
+        ) {
+            // A success that is not counted, or a change that the kept figure misses, shifts the limit for good.
+            let mut limit = limit(ceiling);
+            let mut naive = Naive { ceiling, ramp: None, adaptive: as_float(ceiling) };
+            let start = Instant::now();
+            for (at, (what, count)) in (0..).zip(steps) {
+                match what {
+                    0 => {
+                        limit.lost(start + Duration::from_secs(at));
+                        naive.adaptive = (naive.adaptive * limit.config.cut).max(limit.floor());
+                    }
+                    1 => {
+                        limit.set_ceiling(count);
+                        let unrestricted = naive.adaptive >= as_float(naive.ceiling);
+                        naive.ceiling = count;
+                        let highest = as_float(count);
+                        naive.adaptive =
+                            if unrestricted { highest } else { naive.adaptive.clamp(limit.floor(), highest) };
+                    }
+                    2 => {
+                        naive.ramp = (count < 10).then_some(count);
+                        limit.set_ramp(naive.ramp);
+                    }
+                    _ => {
+                        limit.succeeded(count);
+                        naive.succeeded(count);
+                    }
+                }
+                prop_assert_eq!(limit.current(), naive.current());
+            }
+        }
     }
 }
