@@ -4,6 +4,7 @@
 //! into. Only when something has to be inserted, replaced or left out does the flow fall back to a second
 //! buffer. A flow never holds more than one lent buffer plus what one pass over it can produce.
 
+use std::hint::cold_path;
 use std::io;
 use std::task::{Context, Poll, ready};
 
@@ -51,6 +52,7 @@ impl Flow {
     #[inline]
     pub fn poll_fill(&mut self, cx: &mut Context<'_>, from: &mut Stream) -> Poll<io::Result<usize>> {
         if self.wanted > 0 {
+            cold_path();
             if let Some(input) = &mut self.input {
                 input.reserve(self.passed + self.wanted);
             }
@@ -149,13 +151,17 @@ impl Flow {
     #[inline]
     pub fn poll_write_to(&mut self, cx: &mut Context<'_>, to: &mut Stream) -> Poll<io::Result<()>> {
         if self.written < self.rebuilt.len() {
+            cold_path();
             ready!(self.poll_write_rebuilt(cx, to))?;
         }
         if let Some(input) = &mut self.input {
             while self.passed > 0 {
                 let bytes = input.unread().get(..self.passed).unwrap_or_default();
                 match ready!(to.poll_write(cx, bytes))? {
-                    0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    0 => {
+                        cold_path();
+                        return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                    }
                     n => {
                         input.consume(n);
                         self.passed -= n;

@@ -2,6 +2,7 @@
 //!
 //! Bodies pass untouched and unread, but for the few that move the protocol position.
 
+use std::hint::cold_path;
 use std::sync::Arc;
 
 use super::conversation::{Ailment, Check, Conversation, CopyIn, Fate, Frame, Replicated, Skipping};
@@ -52,6 +53,7 @@ impl Conversation {
     pub fn scan_inbound(&mut self, flow: &mut Flow, backend: &mut Backend) -> Result<Inbound, WireError> {
         loop {
             if self.inbound.left > 0 {
+                cold_path();
                 let n = self.inbound.left.min(flow.unseen().len());
                 match self.inbound.fate {
                     Fate::Pass => flow.pass(n),
@@ -64,10 +66,12 @@ impl Conversation {
             }
             self.give_local_answers(flow);
             if flow.is_full() {
+                cold_path();
                 return Ok(Inbound::Blocked);
             }
             self.pass_ordinary(flow, backend);
             let Some(header) = Header::read_backend(flow.unseen())? else { return Ok(Inbound::More) };
+            cold_path();
             let fate = match self.inbound_frame(header, flow, backend)? {
                 Step::Pass => Fate::Pass,
                 Step::Skip => Fate::Skip,
@@ -86,6 +90,7 @@ impl Conversation {
             || self.timing_out.is_some()
             || self.hides_a_failure();
         if self.ledger.has_ours() || self.check != Check::No || tags_matter {
+            cold_path();
             return;
         }
         let mut rest = flow.unseen();

@@ -2,6 +2,7 @@
 //!
 //! Frames pass untouched, except those that name a prepared statement: the application's names become ours.
 
+use std::hint::cold_path;
 use std::sync::Arc;
 
 use super::conversation::{Barrier, Check, Conversation, CopyIn, Fate, Frame, Gate, Skipping};
@@ -48,15 +49,18 @@ impl Conversation {
     pub fn scan_outbound(&mut self, flow: &mut Flow, backend: &mut Backend) -> Result<Outbound, WireError> {
         loop {
             if self.outbound.left > 0 {
+                cold_path();
                 self.outbound.left -= advance(flow, self.outbound);
                 if self.outbound.left > 0 {
                     return Ok(Outbound::More);
                 }
             }
             if self.skipping == Skipping::UntilOurSync {
+                cold_path();
                 self.send_our_sync(flow);
             }
             if flow.is_full() || self.ledger.is_full() || self.is_barred() || self.check == Check::Asked {
+                cold_path();
                 return Ok(Outbound::Blocked);
             }
             let Some(header) = Header::read_frontend(flow.unseen())? else {

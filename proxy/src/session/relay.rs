@@ -3,6 +3,7 @@
 //! Nothing is read from one side while what it said before still waits to be written to the other, so a slow
 //! reader slows its writer down instead of filling our memory.
 
+use std::hint::cold_path;
 use std::task::{Context, Poll};
 
 use tokio::time::Instant;
@@ -143,10 +144,12 @@ impl Session {
         for _ in 0..ROUNDS {
             let outbound = self.carry_outbound(cx, lease);
             if let Side::Ended(end) = outbound {
+                cold_path();
                 return Poll::Ready(end);
             }
             let inbound = self.carry_inbound(cx, lease);
             if let Side::Ended(end) = inbound {
+                cold_path();
                 return Poll::Ready(end);
             }
             if let Some(end) = self.quiet_end() {
@@ -156,10 +159,11 @@ impl Session {
                 break;
             }
         }
-        if self.registration.entry.has_any()
-            && let Some(end) = self.pressing_signal(lease)
-        {
-            return Poll::Ready(end);
+        if self.registration.entry.has_any() {
+            cold_path();
+            if let Some(end) = self.pressing_signal(lease) {
+                return Poll::Ready(end);
+            }
         }
         Poll::Pending
     }
@@ -171,6 +175,7 @@ impl Session {
             return None;
         }
         if self.terminating {
+            cold_path();
             // Without the end of its COPY, or without Sync, the server would wait for ever.
             let waits = self.talk.is_copying_in() || self.talk.owes_sync();
             return (waits || self.talk.ledger.is_empty()).then_some(Relayed::Terminated);
@@ -191,7 +196,10 @@ impl Session {
                     Poll::Ready(Ok(())) if self.talk.is_copying_in() => self.note_progress(lease),
                     Poll::Ready(Ok(())) => {}
                     // What the server said last is still to be read, and says more than this error.
-                    Poll::Ready(Err(_)) => self.to_db.drop_passed(),
+                    Poll::Ready(Err(_)) => {
+                        cold_path();
+                        self.to_db.drop_passed();
+                    }
                     Poll::Pending => return Side::Waits,
                 }
             }
@@ -285,8 +293,14 @@ impl Session {
                 self.note_phase();
                 None
             }
-            Ok(Inbound::Fatal(told)) => Some(Relayed::BackendGone { told }),
-            Err(violation) => Some(Relayed::BackendViolation(violation)),
+            Ok(Inbound::Fatal(told)) => {
+                cold_path();
+                Some(Relayed::BackendGone { told })
+            }
+            Err(violation) => {
+                cold_path();
+                Some(Relayed::BackendViolation(violation))
+            }
         }
     }
 
