@@ -405,14 +405,13 @@ pub(crate) struct Number {
 }
 
 impl Number {
-    /// The one that is all in which two texts differ, in the first of them; `None` if they differ otherwise. Both are
-    /// plain then, or neither: digits belong to the same words, parameters or numbers, however many of them there are.
+    /// The one that is all in which a text differs from a known one; `None` if they differ otherwise. Both are plain then,
+    /// or neither: digits belong to the same words, parameters or numbers, however many of them there are.
     pub(crate) fn differing(known: &[u8], text: &[u8]) -> Option<Self> {
         let same = common_prefix(known, text);
         let (before, behind) = known.split_at_checked(same)?;
         let at = same - digits(before.iter().rev());
-        let number = Self { at, end: same + digits(behind.iter()) };
-        number.replaced(known, text).map(|_| number)
+        Self { at, end: same + digits(behind.iter()) }.replaced(known, text)
     }
 
     /// The number in its place in a text that is the same otherwise; `None` if it is not.
@@ -515,9 +514,9 @@ mod tests {
             let number = Number::differing(known.as_bytes(), text.as_bytes());
             assert_eq!(number.is_some(), wanted, "{known} {text}");
             let Some(number) = number else { continue };
-            let back = number.replaced(known.as_bytes(), text.as_bytes());
-            let back = back.and_then(|number| number.replaced(text.as_bytes(), known.as_bytes()));
-            assert_eq!(back, Some(number), "replaced and put back: {known} {text}");
+            let back = number.replaced(text.as_bytes(), known.as_bytes());
+            let again = back.and_then(|number| number.replaced(known.as_bytes(), text.as_bytes()));
+            assert_eq!(again, Some(number), "put back and replaced again: {known} {text}");
         }
     }
 

@@ -284,7 +284,8 @@ impl Conversation {
         });
         self.ledger.owe(Owed::Refused(error));
         self.unsynced = true;
-        if header.tag == tag::QUERY {
+        // These have no Sync of the application's behind them.
+        if matches!(header.tag, tag::QUERY | tag::FUNCTION_CALL) {
             flow.insert(|out| put_frame(out, tag::SYNC, |_| {}));
             self.ledger.owe(Owed::Sync);
             self.local_since_sync = false;

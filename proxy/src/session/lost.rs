@@ -96,7 +96,8 @@ impl Session {
         let sorted = self.talk.sort(self.to_db.unseen(), &self.pool);
         let now = Instant::now();
         self.begin_rollback(lease, sorted, now, now);
-        if self.talk.only_rolls_back(self.to_db.unseen()) {
+        // In a Sync there is nothing to be refused.
+        if header.tag == frontend::SYNC || self.talk.only_rolls_back(self.to_db.unseen()) {
             self.talk.gate = Gate::Open;
             return;
         }

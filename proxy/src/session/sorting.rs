@@ -272,24 +272,22 @@ impl Conversation {
     #[inline]
     fn likeness_of(&self, text: &[u8]) -> Option<Likeness> {
         let known = &*self.sent_text;
-        let number = match self.last_sent.likeness {
-            Likeness::PlainBut(number) => number.replaced(known, text),
-            Likeness::Plain | Likeness::Unknown => None,
-        };
-        number.map(Likeness::PlainBut).or_else(|| self.other_likeness_of(text))
+        if let Likeness::PlainBut(number) = self.last_sent.likeness
+            && let Some(number) = number.replaced(known, text)
+        {
+            return Some(Likeness::PlainBut(number));
+        }
+        self.other_likeness_of(text)
     }
 
     fn other_likeness_of(&self, text: &[u8]) -> Option<Likeness> {
         let known = &*self.sent_text;
-        let is_known = !matches!(self.last_sent.likeness, Likeness::Unknown);
-        if is_known && *known == *text {
-            return Some(self.last_sent.likeness);
-        }
-        let number = Number::differing(known, text).filter(|_| is_known);
-        match number.and_then(|number| number.replaced(known, text)) {
-            Some(number) => Some(Likeness::PlainBut(number)),
-            None => is_plain_select(text).then_some(Likeness::Plain),
-        }
+        let like = match self.last_sent.likeness {
+            Likeness::Unknown => None,
+            Likeness::Plain | Likeness::PlainBut(_) if *known == *text => Some(Likeness::Plain),
+            Likeness::Plain | Likeness::PlainBut(_) => Number::differing(known, text).map(Likeness::PlainBut),
+        };
+        like.or_else(|| is_plain_select(text).then_some(Likeness::Plain))
     }
 
     /// Gives back what a quiet session does not need of what it sent.

@@ -25,6 +25,9 @@ const ROLLBACK_WITHIN: Duration = Duration::from_secs(1);
 /// An answer of a server that is not stuck.
 const AT_ONCE: Duration = Duration::from_millis(200);
 
+/// The body of a function call: function 861, no arguments, and a result as text.
+const NO_ARGUMENTS: [u8; 10] = [0, 0, 3, 93, 0, 0, 0, 0, 0, 0];
+
 /// Enough stuck writes to open the breaker.
 const STUCK: u32 = 3;
 
@@ -204,6 +207,7 @@ async fn a_refusal_in_a_transaction_takes_nothing_from_a_session_that_keeps_its_
         ("a COMMIT", Frames::new().query("COMMIT")),
         ("an extended COMMIT", unnamed("COMMIT")),
         ("more than one", Frames::new().unnamed(insert, &[]).unnamed("SELECT 1", &[]).sync()),
+        ("a function call", Frames::new().message(b'F', &NO_ARGUMENTS)),
     ];
     let mut sessions = Vec::new();
     for (id, (way, frames)) in (1..).zip(ways) {
@@ -216,6 +220,10 @@ async fn a_refusal_in_a_transaction_takes_nothing_from_a_session_that_keeps_its_
     let _stuck = stage.freeze_standby().await;
 
     for (mut app, way, frames, pid) in sessions {
+        // There is nothing in it to be refused.
+        let nothing = app.exchange(Frames::new().sync()).await;
+        assert_eq!((nothing.error(), nothing.status()), (None, Some('T')), "{way}");
+
         let (reply, took) = timed_frames(&mut app, frames).await;
 
         breaker_open(&reply, 'E');
@@ -233,7 +241,7 @@ async fn a_refusal_in_a_transaction_takes_nothing_from_a_session_that_keeps_its_
         assert_eq!(backend_pid(&mut app).await, pid, "{way}");
         breaker_open(&app.query(insert).await, 'I');
     }
-    stage.end(&[1, 2, 3, 4, 5, 9]).await;
+    stage.end(&[1, 2, 3, 4, 5, 6, 9]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
