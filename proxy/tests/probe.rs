@@ -349,6 +349,59 @@ async fn a_server_that_answers_nothing_is_frozen() {
     assert_eq!(rig.cause().await, Some(Cause::Frozen));
 }
 
+/// Accepts connections and says nothing; how many there were.
+fn silence(listener: TcpListener) -> Arc<Mutex<Vec<TcpStream>>> {
+    let accepted = Arc::<Mutex<Vec<TcpStream>>>::default();
+    let kept = Arc::clone(&accepted);
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            kept.lock().unwrap().push(stream);
+        }
+    });
+    accepted
+}
+
+#[tokio::test]
+async fn a_silent_server_has_few_logins_of_ours_in_its_queue_however_often_it_is_asked() {
+    // It forks for each when it goes on. Each question used to leave two: eight here and in a minute a full queue, which
+    // looks like a way that loses packets.
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let rig = Rig::at(listener.local_addr().unwrap().port(), Some(prober()));
+    let logins = silence(listener);
+    let start = Instant::now();
+
+    while start.elapsed() < Duration::from_millis(3500) {
+        let (write, read, cause) =
+            tokio::join!(rig.probe(Session::Fresh), rig.read.probe(Session::Fresh), rig.cause());
+        assert_eq!((write, read, cause), (ProbeOutcome::Timeout, ProbeOutcome::Timeout, Some(Cause::Frozen)));
+    }
+
+    // Three before any was silent; then one is replaced after 2 s, and another after 4 s.
+    let replaced = usize::try_from(start.elapsed().as_secs() / 2).unwrap();
+    let logins = logins.lock().unwrap().len();
+    assert!((1..=3 + replaced).contains(&logins), "{logins} in {:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_login_that_was_lost_on_its_way_is_replaced() {
+    // Behind a proxy the connection is to the proxy: it stays silent when what is behind changes.
+    let node = server();
+    node.sql("CREATE ROLE prober LOGIN").unwrap();
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let rig = Rig::at(listener.local_addr().unwrap().port(), Some(prober()));
+    let accepting = listener.try_clone().unwrap();
+    let lost = std::thread::spawn(move || accepting.accept().unwrap());
+    assert_eq!(rig.cause().await, Some(Cause::Frozen));
+    let lost = lost.join().unwrap();
+    let carried = tokio::spawn(relay(listener, node.port()));
+
+    let recovery = rig.recovery().await;
+
+    assert!(recovery < Duration::from_secs(4), "{recovery:?}");
+    carried.abort();
+    drop(lost);
+}
+
 #[tokio::test]
 async fn a_read_only_primary_is_no_good_write() {
     // pg_logical_emit_message alone succeeds there.

@@ -155,7 +155,8 @@ enum Encryption {
 }
 
 impl Connector {
-    /// Opens a connection and logs in. `lifetime` is until [`Backend::retire_at_ms`].
+    /// Opens a connection and logs in. `lifetime` is until [`Backend::retire_at_ms`]; `reached` is called when the
+    /// handshake of TCP is done.
     ///
     /// # Errors
     /// See [`ConnectError`].
@@ -167,6 +168,7 @@ impl Connector {
         login: &Login,
         worker: usize,
         lifetime: Duration,
+        reached: &(dyn Fn() + Sync),
     ) -> Result<Backend, ConnectError> {
         let encryption = match self.ssl_mode {
             SslMode::Disable | SslMode::Allow => Encryption::None,
@@ -174,12 +176,12 @@ impl Connector {
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => Encryption::Demanded,
         };
         let mut options = OPTIONS;
-        let mut first = self.attempt(login, encryption, options).await;
+        let mut first = self.attempt(login, encryption, options, reached).await;
         if let Err(ConnectError::Server(error)) = &first
             && error.code == SqlState::UNDEFINED_OBJECT
         {
             options = OPTIONS_BEFORE_14;
-            first = self.attempt(login, encryption, options).await;
+            first = self.attempt(login, encryption, options, reached).await;
         }
         let handshake = match first {
             Err(ConnectError::Server(error))
@@ -187,13 +189,13 @@ impl Connector {
                     && error.code == SqlState::INVALID_AUTHORIZATION
                     && self.tls.is_some() =>
             {
-                self.attempt(login, Encryption::Demanded, options).await?
+                self.attempt(login, Encryption::Demanded, options, reached).await?
             }
             // As libpq: a server that has TLS may still have a rule for plain connections only.
             Err(ConnectError::Server(error))
                 if self.ssl_mode == SslMode::Prefer && error.code == SqlState::INVALID_AUTHORIZATION =>
             {
-                self.attempt(login, Encryption::None, options).await?
+                self.attempt(login, Encryption::None, options, reached).await?
             }
             other => other?,
         };
@@ -202,7 +204,7 @@ impl Connector {
 
     /// Whether `PostgreSQL` is there and answers. It forks a process for that, as for a login.
     ///
-    /// Asks whether it speaks GSSAPI encryption and leaves, whatever the answer: unlike a login, a request for TLS or a
+    /// Calls `reached` as [`Connector::connect`] does, asks whether it speaks GSSAPI encryption and leaves, whatever the answer: unlike a login, a request for TLS or a
     /// cancel that comes to nothing, the server writes no line about that (`ProcessStartupPacket` in
     /// `src/backend/tcop/backend_startup.c`).
     ///
@@ -211,9 +213,10 @@ impl Connector {
     ///
     /// # Cancel safety
     /// Dropping it closes the socket.
-    pub async fn knock(&self) -> Result<(), ConnectError> {
+    pub async fn knock(&self, reached: &(dyn Fn() + Sync)) -> Result<(), ConnectError> {
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let (mut socket, _) = self.dial().await?;
+        reached();
         socket.configure(&KEEPALIVE)?;
         socket.write_all(&startup::gss_enc_request()).await?;
         // A postmaster that takes no connections now says so, which is an answer, too.
@@ -226,8 +229,10 @@ impl Connector {
         login: &Login,
         encryption: Encryption,
         options: &str,
+        reached: &(dyn Fn() + Sync),
     ) -> Result<Handshake, ConnectError> {
         let (mut socket, peer) = self.dial().await?;
+        reached();
         socket.configure(&KEEPALIVE)?;
         let tls = match (&self.tls, &self.address, encryption) {
             (Some(tls), UpstreamAddress::Tcp { host, .. }, Encryption::IfOffered | Encryption::Demanded) => {

@@ -173,7 +173,7 @@ impl Pool {
         };
         let login = self.login();
         let connector = self.upstream.connector();
-        let connect = connector.connect(&login, worker, lifetime);
+        let connect = connector.connect(&login, worker, lifetime, &|| ());
         let opened = match tokio::time::timeout(patience, connect).await {
             Ok(opened) => opened,
             Err(_) => Err(ConnectError::Timeout),

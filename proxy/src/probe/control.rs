@@ -4,19 +4,19 @@
 //! which everything else is asked. They are kept open, since a server in trouble often has no room for new ones.
 //! A connection whose position is in doubt is closed with RST, never repaired.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
 
 use thiserror::Error;
 use tidegate_layers::breaker::ProbeOutcome;
-use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
+use super::door::{Attempt, Begin, Door};
 use super::looks;
 use crate::backend::connection::Row;
 use crate::backend::{Backend, BackendError, ConnectError, Connector, Login, ServerError};
-use crate::config::UpstreamAddress;
 use crate::exchange::Cause;
 use crate::io::Buffer;
 use crate::wire::{SqlState, frontend};
@@ -149,6 +149,7 @@ pub struct Control {
     login: Source<Option<Login>>,
     places: Arc<Semaphore>,
     desk: Mutex<Option<Connection>>,
+    door: Door,
     abandoned: Arc<Abandoned>,
 }
 
@@ -184,7 +185,14 @@ impl Control {
     /// control connections, or else one of an application; `None` as long as there is neither.
     pub fn new(connector: Source<Arc<Connector>>, login: Source<Option<Login>>) -> Self {
         let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-        Self { connector, login, places, desk: Mutex::new(None), abandoned: Arc::default() }
+        Self {
+            connector,
+            login,
+            places,
+            desk: Mutex::new(None),
+            door: Door::default(),
+            abandoned: Arc::default(),
+        }
     }
 
     /// Asks one question at the desk, with text parameters. A kept connection that fails is replaced once.
@@ -249,78 +257,53 @@ impl Control {
         (self.login)().is_some_and(|login| login.user == connection.user)
     }
 
-    /// Opens a connection. After [`CONNECT_TIMEOUT`] it is known whether the server is unreachable (that is
-    /// the error) or accepts connections and is silent: then `silent` is called, and the attempt goes on until
-    /// `patience` is over, counted from the start. An attempt under way is answered as soon as a frozen server
-    /// goes on, while each new one would only lengthen its queue.
+    /// Opens a connection; see [`Door::open`].
     ///
     /// # Cancel safety
-    /// Dropping it closes the socket.
+    /// Cancel safe: the next who asks goes on with the same login.
     pub(super) async fn open(
         &self,
         patience: Duration,
-        silent: impl FnOnce() + Send,
+        silent: impl Fn() + Send,
     ) -> Result<Connection, ControlError> {
-        let start = Instant::now();
-        let deadline = start + CONNECT_TIMEOUT;
-        let login = (self.login)();
+        self.door.open(self, patience, silent).await
+    }
+}
+
+impl Begin for Control {
+    fn user(&self) -> Option<String> {
+        (self.login)().map(|login| login.user)
+    }
+
+    async fn begin(&self, deadline: Instant) -> Result<Attempt, ControlError> {
         let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned()).await;
         let place = place.ok().and_then(Result::ok).ok_or(ControlError::Busy)?;
-        let connector = (self.connector)();
-        let mut attempt = Box::pin(come_in(&connector, login, place, Arc::clone(&self.abandoned)));
-        let reached = tokio::select! {
-            connection = &mut attempt => return connection,
-            reached = reach_late(&connector.address, deadline) => reached,
-        };
-        if reached == Reached::No {
-            return Err(ControlError::Unreachable);
-        }
-        if let Ok(connection) = timeout_at(deadline, &mut attempt).await {
-            return connection;
-        }
-        silent();
-        timeout_at(start + patience, attempt).await.unwrap_or(Err(ControlError::Silent))
+        let login = (self.login)();
+        let user = login.as_ref().map(|login| login.user.clone());
+        let reached = Arc::<AtomicBool>::default();
+        let coming =
+            come_in((self.connector)(), login, place, Arc::clone(&self.abandoned), Arc::clone(&reached));
+        Ok(Attempt { login: Box::pin(coming), reached, user, since: Instant::now() })
     }
 }
 
 /// Logs in. Where nobody is known to log in as it only knocks: a server that is frozen or gone must be found out also
 /// when it was so before anybody came.
 async fn come_in(
-    connector: &Connector,
+    connector: Arc<Connector>,
     login: Option<Login>,
     place: OwnedSemaphorePermit,
     abandoned: Arc<Abandoned>,
+    reached: Arc<AtomicBool>,
 ) -> Result<Connection, ControlError> {
+    let reached = || reached.store(true, Ordering::Relaxed);
     let Some(login) = login else {
-        connector.knock().await?;
+        connector.knock(&reached).await?;
         return Err(ControlError::NoLogin);
     };
     let login = Login { application_name: Some(APPLICATION_NAME), ..login };
-    let backend = connector.connect(&login, NO_WORKER, LIFETIME).await?;
+    let backend = connector.connect(&login, NO_WORKER, LIFETIME, &reached).await?;
     Ok(Connection { backend: Some(Box::new(backend)), user: login.user, abandoned, _place: place })
-}
-
-/// Whether a TCP handshake (or its like on a unix socket) succeeds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Reached {
-    Yes,
-    No,
-}
-
-/// When half of the time is over without an answer: is it the way or the server? The kernel of a server that
-/// is stopped still completes handshakes; that of one that is gone does not.
-async fn reach_late(address: &UpstreamAddress, deadline: Instant) -> Reached {
-    sleep(deadline.saturating_duration_since(Instant::now()) / 2).await;
-    let dial = async {
-        match address {
-            UpstreamAddress::Tcp { host, port } => TcpStream::connect((host.as_str(), *port)).await.is_ok(),
-            UpstreamAddress::Unix(path) => UnixStream::connect(path).await.is_ok(),
-        }
-    };
-    match timeout_at(deadline, dial).await {
-        Ok(true) => Reached::Yes,
-        Ok(false) | Err(_) => Reached::No,
-    }
 }
 
 /// A control connection, and the right to have it. Dropping it closes with RST.

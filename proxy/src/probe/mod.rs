@@ -8,6 +8,7 @@
 
 pub mod control;
 pub mod diagnose;
+mod door;
 pub mod identity;
 pub mod looks;
 pub mod pulse;
