@@ -276,16 +276,26 @@ async fn a_closed_port_is_unreachable() {
 /// A port that loses what is sent to it, until these are dropped and what waits there is accepted. A full backlog loses
 /// packets as a firewall does, and needs no privileges.
 fn hole() -> (TcpListener, Vec<TcpStream>) {
+    let hole = nearly_a_hole();
+    let fillers = fill(&hole);
+    (hole, fillers)
+}
+
+/// A port that takes a single connection or two, and says nothing.
+fn nearly_a_hole() -> TcpListener {
     let hole = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     hole.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    hole.listen(0).unwrap();
-    let hole = TcpListener::from(hole);
+    hole.listen(1).unwrap();
+    TcpListener::from(hole)
+}
+
+fn fill(hole: &TcpListener) -> Vec<TcpStream> {
     let address = hole.local_addr().unwrap();
     let mut fillers = Vec::new();
     while let Ok(filler) = TcpStream::connect_timeout(&address, Duration::from_millis(100)) {
         fillers.push(filler);
     }
-    (hole, fillers)
+    fillers
 }
 
 #[tokio::test]
@@ -304,6 +314,44 @@ async fn a_way_that_loses_packets_is_unreachable_and_found_healed_at_once() {
 
     let recovery = rig.recovery().await;
     assert!(recovery < RECOVERED, "{recovery:?}");
+}
+
+#[tokio::test]
+async fn what_a_silence_means_is_found_out_although_most_who_ask_have_no_time_to() {
+    // Those who look at stuck backends leave after 200 ms, each time again, and others stand in line behind them. And a
+    // login from before the packets were lost must not have the server called frozen for long.
+    let hole = nearly_a_hole();
+    let rig = Rig::at(hole.local_addr().unwrap().port(), Some(prober()));
+    assert_eq!(rig.cause().await, Some(Cause::Frozen));
+    let fillers = fill(&hole);
+    let start = Instant::now();
+    let asking = async {
+        loop {
+            let _ = timeout(Duration::from_millis(200), rig.looks.refresh(&rig.control, &[1])).await;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let probing = async {
+        loop {
+            tokio::join!(rig.probe(Session::Fresh), rig.read.probe(Session::Kept));
+        }
+    };
+    let knowing = async {
+        while rig.cause().await != Some(Cause::Unreachable) {
+            assert!(start.elapsed() < SOON, "not found out");
+        }
+        for _ in 0..5 {
+            assert_eq!(rig.cause().await, Some(Cause::Unreachable));
+        }
+    };
+
+    tokio::select! {
+        () = knowing => {}
+        () = asking => {}
+        () = probing => {}
+    }
+
+    drop((hole, fillers));
 }
 
 #[tokio::test]
@@ -482,7 +530,7 @@ async fn a_lock_has_its_holder_named() {
     holder.batch_execute("ROLLBACK").await.unwrap();
     waiting.await.unwrap().unwrap();
 
-    assert_eq!(look, Look { wait: Wait::Lock, blocked_by: vec![holder_pid] });
+    assert_eq!(look, Look { wait: Wait::Lock, has_written: false, blocked_by: vec![holder_pid] });
     assert_eq!(diagnosis.cause, Cause::Lock);
     let named = format!("blocked by pid {holder_pid} (idle in transaction for 0 s)");
     assert!(diagnosis.evidence.starts_with(named.trim_end_matches("0 s)")), "{diagnosis:?}");

@@ -1,5 +1,6 @@
 //! `pg_stat_activity` over time, by a connection that does not pass the subject.
 
+use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +19,10 @@ const EVERY: Duration = Duration::from_millis(200);
 
 /// A server that takes longer is taken for silent.
 const LIMIT: Duration = Duration::from_millis(500);
+
+/// How often a question is waited for so long before it is asked again on a new connection: a server that is frozen forks
+/// for each that it finds when it goes on, which disturbs what is measured then.
+const PATIENCE: usize = 10;
 
 const QUERY: &str = "
 SELECT coalesce(query ~* '^(insert|update|begin|commit)', false),
@@ -55,19 +60,40 @@ impl Drop for ServerSampler {
 }
 
 async fn look(node: String, port: u16, clock: RunClock, samples: Arc<Mutex<Vec<ServerSample>>>) {
+    let note = |at, waits| {
+        let sample = ServerSample { at, node: node.clone(), waits };
+        samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
+    };
     let mut ticks = interval(EVERY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
     let mut connection = None;
     loop {
         ticks.tick().await;
-        let at = clock.now();
-        let waits = timeout(LIMIT, ask(&mut connection, port)).await.ok().flatten();
-        if waits.is_none() {
+        if !hear(ask(&mut connection, port), clock, &note).await {
             connection = None;
         }
-        let sample = ServerSample { at, node: node.clone(), waits };
-        samples.lock().unwrap_or_else(PoisonError::into_inner).push(sample);
     }
+}
+
+/// Notes what is answered, and each [`LIMIT`] that passes without. Whether there was an answer.
+async fn hear(
+    asking: impl Future<Output = Option<Vec<Waits>>>,
+    clock: RunClock,
+    note: &impl Fn(Duration, Option<Vec<Waits>>),
+) -> bool {
+    let mut asking = pin!(asking);
+    for _ in 0..PATIENCE {
+        let at = clock.now();
+        match timeout(LIMIT, asking.as_mut()).await {
+            Err(_) => note(at, None),
+            Ok(answer) => {
+                let answered = answer.is_some();
+                note(at, answer);
+                return answered;
+            }
+        }
+    }
+    false
 }
 
 async fn ask(connection: &mut Option<Client>, port: u16) -> Option<Vec<Waits>> {

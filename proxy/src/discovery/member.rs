@@ -69,21 +69,16 @@ impl Standing {
     /// It did not.
     pub(super) fn failed(self, meaning: Meaning, peers: Peers) -> Self {
         match (self, meaning) {
-            // ## _ => Down
-            (_, Meaning::Dead) | (Self::Unasked | Self::Down | Self::Proving { .. }, Meaning::Silent) => {
-                Self::Down
-            }
             // ## Up => Unsure
-            (Self::Up, Meaning::Silent) => Self::Unsure { silences: 1 },
+            (Self::Up, Meaning::Missing | Meaning::Silent) => Self::Unsure { silences: 1 },
             // ## Unsure => Unsure
-            (Self::Unsure { silences }, Meaning::Silent) if silences + 1 < SILENCES => {
+            (Self::Unsure { silences }, Meaning::Missing | Meaning::Silent) if silences + 1 < SILENCES => {
                 Self::Unsure { silences: silences + 1 }
             }
-            // ## (Unsure | Silent) => (Down | Silent): the last of a role is not given up for being slow.
-            (Self::Unsure { .. } | Self::Silent, Meaning::Silent) => match peers {
-                Peers::Others => Self::Down,
-                Peers::Last => Self::Silent,
-            },
+            // ## (Unsure | Silent) => Silent: the last of a role is not given up for being slow.
+            (Self::Unsure { .. } | Self::Silent, Meaning::Silent) if peers == Peers::Last => Self::Silent,
+            // ## _ => Down
+            _ => Self::Down,
         }
     }
 
@@ -270,6 +265,19 @@ mod tests {
         assert_eq!(slow, Standing::Silent);
         assert_eq!(slow.answered(Connection::Kept, Instant::now()), Standing::Up);
         assert_eq!(slow.failed(Meaning::Dead, Peers::Last), Standing::Down);
+    }
+
+    #[test]
+    fn packets_that_are_lost_for_a_moment_cost_no_server_its_role_and_those_lost_for_two_seconds_do() {
+        // One lost handshake took the writes of a healthy primary away until it had proved itself again. But one whose machine
+        // is gone must not be waited for like one that is slow.
+        let once = Standing::Up.failed(Meaning::Missing, Peers::Last);
+        let twice = once.failed(Meaning::Missing, Peers::Last);
+
+        assert_eq!(once, Standing::Unsure { silences: 1 });
+        assert_eq!(once.answered(Connection::Kept, Instant::now()), Standing::Up);
+        assert_eq!(twice.failed(Meaning::Missing, Peers::Last), Standing::Down);
+        assert_eq!(Standing::Silent.failed(Meaning::Missing, Peers::Last), Standing::Down);
     }
 
     #[test]

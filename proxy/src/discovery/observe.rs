@@ -23,6 +23,9 @@ pub enum ObserveError {
     /// Nobody listens there, or the connection was reset: the server's process is gone.
     #[error("it cannot be reached")]
     Unreachable,
+    /// Its machine does not answer either, or packets get lost on the way.
+    #[error("its machine does not answer")]
+    Missing,
     /// It is starting up or shutting down (57P03, 57P01).
     #[error("it is starting up or shutting down")]
     NotReady,
@@ -48,6 +51,8 @@ pub enum ObserveError {
 pub(super) enum Meaning {
     /// It cannot serve.
     Dead,
+    /// It cannot serve, unless packets got lost for a moment.
+    Missing,
     /// It is slow, or the fault is ours: others may be served well.
     Silent,
 }
@@ -56,6 +61,7 @@ impl ObserveError {
     pub(super) const fn meaning(self) -> Meaning {
         match self {
             Self::Unreachable | Self::NotReady => Meaning::Dead,
+            Self::Missing => Meaning::Missing,
             Self::Silent | Self::Overloaded | Self::Denied | Self::NotAsked | Self::Unintelligible => {
                 Meaning::Silent
             }
@@ -64,13 +70,13 @@ impl ObserveError {
 
     /// Whether the server is gone, rather than slow.
     pub fn is_death(self) -> bool {
-        self.meaning() == Meaning::Dead
+        self.meaning() != Meaning::Silent
     }
 
     /// In the words that all parts share.
     pub const fn cause(self) -> Cause {
         match self {
-            Self::Unreachable | Self::NotReady => Cause::Unreachable,
+            Self::Unreachable | Self::Missing | Self::NotReady => Cause::Unreachable,
             Self::Silent => Cause::Frozen,
             Self::Overloaded => Cause::Overload,
             Self::Denied => Cause::Auth,

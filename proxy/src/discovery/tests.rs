@@ -799,6 +799,7 @@ fn moves() -> impl Strategy<Value = Move> {
     ];
     let errors = prop_oneof![
         Just(ObserveError::Unreachable),
+        Just(ObserveError::Missing),
         Just(ObserveError::NotReady),
         Just(ObserveError::Silent),
         Just(ObserveError::Denied),

@@ -116,6 +116,7 @@ fn refusal(error: &ControlError) -> ObserveError {
     match error {
         ControlError::NoLogin => ObserveError::NotAsked,
         ControlError::Unreachable => ObserveError::Unreachable,
+        ControlError::Missing => ObserveError::Missing,
         ControlError::Busy | ControlError::Silent | ControlError::Late => ObserveError::Silent,
         ControlError::Auth => ObserveError::Denied,
         ControlError::Overload => ObserveError::Overloaded,

@@ -57,7 +57,7 @@ async fn take_looks(upstream: &Upstream) {
         let _ = timeout(LOOK, guard.looks.refresh(&guard.control, &slow)).await;
         let waits = |pid| {
             let look = guard.looks.since(asked, pid);
-            look.is_some_and(|look| matches!(look.wait, Wait::SyncRep | Wait::Lock))
+            look.is_some_and(|look| look.waits_as_a_write() || look.wait == Wait::Lock)
         };
         guard.slots.signal(Signal::Learn, waits);
     }

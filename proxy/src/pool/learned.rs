@@ -23,11 +23,11 @@ pub struct Learned {
 }
 
 impl Learned {
-    /// Notes that the statement with this fingerprint writes.
-    pub fn learn(&self, fingerprint: u128) {
+    /// Notes that the statement with this fingerprint writes. Whether that is news.
+    pub fn learn(&self, fingerprint: u128) -> bool {
         let mut count = self.count.lock().unwrap_or_else(PoisonError::into_inner);
         if self.is_write(fingerprint) {
-            return;
+            return false;
         }
         *count += 1;
         let mut statements = HashMap::clone(&self.statements.load());
@@ -38,6 +38,7 @@ impl Learned {
         statements.insert(fingerprint, *count);
         self.statements.store(statements.into());
         self.any.store(true, Ordering::Release);
+        true
     }
 
     /// Whether anything was ever learned: if not, no fingerprint is needed.

@@ -64,6 +64,9 @@ pub enum ControlError {
     /// No connection could be made, it broke, or the server says that it takes none now.
     #[error("the server cannot be reached")]
     Unreachable,
+    /// No handshake within [`CONNECT_TIMEOUT`]: its machine, or the way there, is gone. A server that is merely down refuses.
+    #[error("the server's machine does not answer")]
+    Missing,
     /// TCP connects, and PostgreSQL says nothing.
     #[error("the server accepts connections and does not answer")]
     Silent,
@@ -88,7 +91,7 @@ impl ControlError {
     /// What it says about the server.
     pub fn cause(&self) -> Option<Cause> {
         match self {
-            Self::Unreachable => Some(Cause::Unreachable),
+            Self::Unreachable | Self::Missing => Some(Cause::Unreachable),
             Self::Silent => Some(Cause::Frozen),
             Self::Auth => Some(Cause::Auth),
             Self::Overload => Some(Cause::Overload),
@@ -108,7 +111,7 @@ impl ControlError {
             Self::NoLogin => ProbeOutcome::Unasked,
             Self::Busy | Self::Auth | Self::Overload => ProbeOutcome::Inconclusive,
             Self::Silent | Self::Late => ProbeOutcome::Timeout,
-            Self::Unreachable | Self::Protocol => ProbeOutcome::Failed,
+            Self::Unreachable | Self::Missing | Self::Protocol => ProbeOutcome::Failed,
             Self::Refused(error) if error.code == SqlState::QUERY_CANCELED => ProbeOutcome::Timeout,
             Self::Refused(error) => match error.code.as_bytes() {
                 DISK_FULL => ProbeOutcome::Failed,

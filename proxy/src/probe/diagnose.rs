@@ -154,7 +154,8 @@ mod tests {
     use super::*;
 
     fn of(waits: &[Wait]) -> Option<Cause> {
-        let looks: Vec<Look> = waits.iter().map(|&wait| Look { wait, blocked_by: vec![] }).collect();
+        let looks: Vec<Look> =
+            waits.iter().map(|&wait| Look { wait, has_written: false, blocked_by: vec![] }).collect();
         verdict(looks.iter())
     }
 

@@ -1,12 +1,13 @@
-//! How control connections to one upstream are opened: of logins that the server is silent about there is one.
+//! How control connections to one upstream are opened: of logins without an answer there is one.
 //!
 //! The kernel of a server that is frozen still takes connections. Each that was given up on would wait in its queue: the
 //! server would fork for all of them in the moment when it goes on, and until then the queue may be full, which looks
-//! like a way that loses packets. So a login without an answer stays at the door, and whoever comes next waits for it.
+//! like a way that loses packets. So a login without an answer stays at the door, and whoever comes next goes on with it.
+//! What its silence means is known to all who come: many have less time than it takes to find out.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Mutex, MutexGuard};
@@ -25,6 +26,9 @@ pub(super) const DOUBLINGS_MAX: u32 = 2;
 /// Who has not completed a handshake within this is not there.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(250);
 
+/// How long whoever comes to a login that is known to have no answer listens for one: some round trips.
+const LISTEN: Duration = Duration::from_millis(100);
+
 type Answer = Result<Connection, ControlError>;
 
 /// A login under way.
@@ -37,21 +41,27 @@ pub(super) struct Attempt {
     pub(super) since: Instant,
 }
 
+/// What the silence of a server means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    /// The kernel of a server that is stopped still completes handshakes.
+    Frozen,
+    /// That of one that is gone does not.
+    Missing,
+}
+
 impl Attempt {
-    /// What comes of it until then. `None`: the server is silent.
     async fn answer_by(&mut self, deadline: Instant) -> Option<Answer> {
-        match timeout_at(deadline, &mut self.login).await {
-            Ok(answer) => Some(answer),
-            // The kernel of a server that is stopped still completes handshakes; that of one that is gone does not.
-            Err(_) if !self.is_reached() && self.since.elapsed() >= HANDSHAKE_TIMEOUT => {
-                Some(Err(ControlError::Unreachable))
-            }
-            Err(_) => None,
-        }
+        timeout_at(deadline, &mut self.login).await.ok()
     }
 
-    fn is_reached(&self) -> bool {
-        self.reached.load(Ordering::Relaxed)
+    /// What it means that there is no answer; `before` is what was found before.
+    fn silence(&self, before: Option<Silence>) -> Silence {
+        match before {
+            _ if self.reached.load(Ordering::Relaxed) => Silence::Frozen,
+            Some(before) if self.since.elapsed() < HANDSHAKE_TIMEOUT => before,
+            Some(_) | None => Silence::Missing,
+        }
     }
 }
 
@@ -67,8 +77,10 @@ pub(super) trait Begin: Sync {
 /// See the module documentation.
 #[derive(Default)]
 pub(super) struct Door {
-    /// The login that the server is silent about. Who has the lock waits for it.
+    /// The login without an answer. Who has the lock waits for it.
     unanswered: Mutex<Option<Attempt>>,
+    /// What was found last, until there is an answer.
+    found: Lock<Option<Silence>>,
     /// Logins that were replaced since the last answer.
     replaced: AtomicU32,
 }
@@ -81,27 +93,17 @@ struct Own<'a> {
 
 impl Drop for Own<'_> {
     fn drop(&mut self) {
-        let Some(attempt) = self.attempt.take_if(|attempt| attempt.is_reached()) else { return };
+        let Some(attempt) = self.attempt.take() else { return };
         if let Ok(mut unanswered) = self.door.unanswered.try_lock() {
             unanswered.get_or_insert(attempt);
         }
     }
 }
 
-impl Own<'_> {
-    async fn answer_by(&mut self, deadline: Instant) -> Option<Answer> {
-        let answer = self.attempt.as_mut()?.answer_by(deadline).await;
-        if answer.is_some() {
-            self.attempt = None;
-        }
-        answer
-    }
-}
-
 impl Door {
-    /// Opens a connection. After [`CONNECT_TIMEOUT`] it is known whether the server is unreachable (that is the error) or
-    /// accepts connections and is silent: then `silent` is called, and the wait goes on until `patience` is over, counted
-    /// from the start.
+    /// Opens a connection. After [`CONNECT_TIMEOUT`], or at once if that was found before, it is known whether the server is
+    /// missing (that is the error) or accepts connections and is silent: then `silent` is called, and the wait goes
+    /// on until `patience` is over, counted from the start.
     ///
     /// # Errors
     /// See [`ControlError`].
@@ -115,46 +117,81 @@ impl Door {
         silent: impl Fn() + Send,
     ) -> Answer {
         let start = Instant::now();
-        let (doubt, until) = (start + CONNECT_TIMEOUT, start + patience);
+        let until = start + patience;
         if !self.is_waited_at() {
+            let doubt = start + CONNECT_TIMEOUT;
             let mut own = Own { door: self, attempt: Some(begin.begin(doubt).await?) };
-            if let Some(answer) = own.answer_by(doubt).await {
-                return self.answered(answer);
+            if let Some(answer) = self.alone(&mut own, doubt).await {
+                return answer;
             }
         }
-        let mut unanswered = self.queue(doubt, until, &silent).await?;
+        let mut unanswered = self.queue(start, until, &silent).await?;
         let attempt = match self.current(&mut unanswered, begin) {
             Some(attempt) => attempt,
             None => unanswered.insert(begin.begin(until).await?),
         };
-        let doubt = doubt.max(attempt.since + CONNECT_TIMEOUT).min(until);
+        let its_time = if self.found().is_some() { HANDSHAKE_TIMEOUT } else { CONNECT_TIMEOUT };
+        let doubt = (start + LISTEN).max(attempt.since + its_time).min(until);
         let mut answer = attempt.answer_by(doubt).await;
-        if answer.is_none() {
+        if answer.is_none() && self.find(attempt) == Silence::Frozen {
             silent();
-            answer = timeout_at(until, &mut attempt.login).await.ok();
+            answer = attempt.answer_by(until).await;
         }
-        // Without an answer it stays for the next.
-        let answer = answer.ok_or(ControlError::Silent)?;
-        *unanswered = None;
-        self.answered(answer)
+        match answer {
+            Some(answer) => {
+                *unanswered = None;
+                self.answered(answer)
+            }
+            // It stays for the next.
+            None => Err(self.find(attempt).into()),
+        }
+    }
+
+    fn found(&self) -> Option<Silence> {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What it means that there is no answer yet.
+    fn find(&self, attempt: &Attempt) -> Silence {
+        let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let silence = attempt.silence(*found);
+        *found.insert(silence)
     }
 
     fn is_waited_at(&self) -> bool {
         self.unanswered.try_lock().map_or(true, |unanswered| unanswered.is_some())
     }
 
+    /// Waits beside others, as long as nothing is known of the server. `None`: it is silent.
+    async fn alone(&self, own: &mut Own<'_>, doubt: Instant) -> Option<Answer> {
+        let attempt = own.attempt.as_mut()?;
+        if let Some(answer) = attempt.answer_by(doubt).await {
+            own.attempt = None;
+            return Some(self.answered(answer));
+        }
+        (self.find(attempt) == Silence::Missing).then_some(Err(ControlError::Missing))
+    }
+
     /// Stands in line behind those who wait already.
     async fn queue(
         &self,
-        doubt: Instant,
+        start: Instant,
         until: Instant,
         silent: &impl Fn(),
     ) -> Result<MutexGuard<'_, Option<Attempt>>, ControlError> {
-        if let Ok(unanswered) = timeout_at(doubt, self.unanswered.lock()).await {
+        let doubt = start + if self.found().is_some() { LISTEN } else { CONNECT_TIMEOUT };
+        if let Ok(unanswered) = timeout_at(doubt.min(until), self.unanswered.lock()).await {
             return Ok(unanswered);
         }
-        silent();
-        timeout_at(until, self.unanswered.lock()).await.map_err(|_| ControlError::Silent)
+        match self.found() {
+            Some(Silence::Missing) => return Err(ControlError::Missing),
+            Some(Silence::Frozen) => silent(),
+            None => {}
+        }
+        timeout_at(until, self.unanswered.lock()).await.map_err(|_| match self.found() {
+            Some(silence) => silence.into(),
+            None => ControlError::Busy,
+        })
     }
 
     /// The login that waits here, if there is still something to be hoped for from it.
@@ -177,9 +214,19 @@ impl Door {
     }
 
     fn answered(&self, answer: Answer) -> Answer {
+        *self.found.lock().unwrap_or_else(PoisonError::into_inner) = None;
         if answer.is_ok() {
             self.replaced.store(0, Ordering::Relaxed);
         }
         answer
+    }
+}
+
+impl From<Silence> for ControlError {
+    fn from(silence: Silence) -> Self {
+        match silence {
+            Silence::Frozen => Self::Silent,
+            Silence::Missing => Self::Missing,
+        }
     }
 }

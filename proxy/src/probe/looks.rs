@@ -22,7 +22,8 @@ const KEPT_FOR: Duration = Duration::from_secs(30);
 /// `pg_blocking_pids` takes every lock partition exclusively, so it is called only where somebody may block.
 const STATEMENT: &str = "SELECT a.pid, a.state, a.wait_event_type, a.wait_event, \
     CASE WHEN a.wait_event_type = 'Lock' OR a.state IS NULL \
-         THEN pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(a.pid), ',') ELSE '' END \
+         THEN pg_catalog.array_to_string(pg_catalog.pg_blocking_pids(a.pid), ',') ELSE '' END, \
+    a.backend_xid::pg_catalog.text \
     FROM pg_catalog.pg_stat_activity a WHERE a.pid = ANY ($1::pg_catalog.int4[])";
 
 /// Ends those of the backends `$1` that are idle, where `$2` is for how many milliseconds the connection of each has been
@@ -55,8 +56,18 @@ pub enum Wait {
 pub struct Look {
     /// What it waits for.
     pub wait: Wait,
+    /// Whether its transaction has a number, which none has that only read. Not known of a process of another role.
+    pub has_written: bool,
     /// Process ids of those that hold what it waits for, or stand before it. 0 is a prepared transaction.
     pub blocked_by: Vec<u32>,
+}
+
+impl Look {
+    /// Whether only what writes waits like that. Who reads may wait for WAL, too: a page that it needs the place of goes to
+    /// the disk behind its WAL.
+    pub fn waits_as_a_write(&self) -> bool {
+        self.wait == Wait::SyncRep || self.wait == Wait::Storage && self.has_written
+    }
 }
 
 /// The last look at each backend of interest, replaced as a whole.
@@ -192,7 +203,7 @@ pub(super) fn int_array(pids: &[u32]) -> String {
 }
 
 fn read(row: &Row) -> Option<(u32, Look)> {
-    let [pid, state, class, event, blockers] = row.as_slice() else { return None };
+    let [pid, state, class, event, blockers, xid] = row.as_slice() else { return None };
     let blockers = text(blockers)?;
     let blocked_by: Result<Vec<u32>, _> =
         blockers.split(',').filter(|pid| !pid.is_empty()).map(str::parse).collect();
@@ -206,7 +217,7 @@ fn read(row: &Row) -> Option<(u32, Look)> {
         Some(state) if state.starts_with("idle") => Wait::Idle,
         Some(_) => classify(text(class).unwrap_or_default(), text(event).unwrap_or_default()),
     };
-    Some((text(pid)?.parse().ok()?, Look { wait, blocked_by }))
+    Some((text(pid)?.parse().ok()?, Look { wait, has_written: xid.is_some(), blocked_by }))
 }
 
 /// The text of a column; `None` is NULL, or not text.
@@ -232,7 +243,7 @@ fn classify(class: &str, event: &str) -> Wait {
 mod tests {
     use super::*;
 
-    fn row(columns: [Option<&str>; 5]) -> Row {
+    fn row(columns: [Option<&str>; 6]) -> Row {
         columns.map(|column| column.map(|text| text.as_bytes().to_vec())).to_vec()
     }
 
@@ -262,18 +273,24 @@ mod tests {
     #[test]
     fn the_blockers_of_a_hidden_backend_show_that_it_waits_for_a_lock() {
         // pg_blocking_pids speaks to everybody; without it another role's lock storm has no cause.
-        let hidden = row([Some("7"), None, None, None, Some("9,9,0")]);
-        let nothing = row([Some("7"), None, None, None, Some("")]);
+        let hidden = row([Some("7"), None, None, None, Some("9,9,0"), None]);
+        let nothing = row([Some("7"), None, None, None, Some(""), None]);
 
-        assert_eq!(read(&hidden), Some((7, Look { wait: Wait::Lock, blocked_by: vec![0, 9] })));
-        assert_eq!(read(&nothing), Some((7, Look { wait: Wait::Hidden, blocked_by: vec![] })));
+        assert_eq!(
+            read(&hidden),
+            Some((7, Look { wait: Wait::Lock, has_written: false, blocked_by: vec![0, 9] }))
+        );
+        assert_eq!(
+            read(&nothing),
+            Some((7, Look { wait: Wait::Hidden, has_written: false, blocked_by: vec![] }))
+        );
     }
 
     #[test]
     fn a_backend_without_a_statement_waits_for_nothing() {
         // ClientRead of a backend that is idle in a transaction is not a stuck statement.
         let idle =
-            row([Some("7"), Some("idle in transaction"), Some("Client"), Some("ClientRead"), Some("")]);
+            row([Some("7"), Some("idle in transaction"), Some("Client"), Some("ClientRead"), Some(""), None]);
 
         assert_eq!(read(&idle).map(|(_, look)| look.wait), Some(Wait::Idle));
     }
@@ -283,7 +300,7 @@ mod tests {
         // A SyncRep wait of the last statement would have this one left alone for ever.
         let looks = Looks::default();
         let at = Instant::now();
-        let look = Look { wait: Wait::SyncRep, blocked_by: vec![] };
+        let look = Look { wait: Wait::SyncRep, has_written: false, blocked_by: vec![] };
         looks.put(at, &[7], &HashMap::from([(7, look.clone())]));
 
         assert_eq!(looks.since(at, 7), Some(look));
@@ -297,9 +314,9 @@ mod tests {
         // may one that got its lock be called blocked for ever.
         let looks = Looks::default();
         let at = Instant::now();
-        let waiting = Look { wait: Wait::Lock, blocked_by: vec![9] };
-        let busy = Look { wait: Wait::Other, blocked_by: vec![] };
-        let nameless = Look { wait: Wait::Lock, blocked_by: vec![] };
+        let waiting = Look { wait: Wait::Lock, has_written: false, blocked_by: vec![9] };
+        let busy = Look { wait: Wait::Other, has_written: false, blocked_by: vec![] };
+        let nameless = Look { wait: Wait::Lock, has_written: false, blocked_by: vec![] };
         let put = |after_ms, look: &Look| {
             looks.put(at + Duration::from_millis(after_ms), &[7], &HashMap::from([(7, look.clone())]));
         };
@@ -321,7 +338,7 @@ mod tests {
         // Two lanes look at their own; a backend that is gone must go, since its pid comes back as another.
         let looks = Looks::default();
         let at = Instant::now();
-        let look = Look { wait: Wait::Lock, blocked_by: vec![1] };
+        let look = Look { wait: Wait::Lock, has_written: false, blocked_by: vec![1] };
         looks.put(at, &[7, 8], &HashMap::from([(7, look.clone()), (8, look.clone())]));
 
         looks.put(at, &[8, 9], &HashMap::from([(9, look.clone())]));

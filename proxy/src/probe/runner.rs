@@ -243,7 +243,7 @@ impl Inner {
                 Some(Wait::SyncRep | Wait::Storage | Wait::Hidden) => Fate::Leave,
                 Some(Wait::Idle | Wait::Lock | Wait::Other) | None => Fate::GiveUp,
             },
-            Err(ControlError::Unreachable | ControlError::Silent) => Fate::GiveUp,
+            Err(ControlError::Unreachable | ControlError::Missing | ControlError::Silent) => Fate::GiveUp,
             // It is alive, and perhaps the statement is as well.
             Err(_) => Fate::Leave,
         }

@@ -560,17 +560,17 @@ impl Session {
     }
 
     /// What runs was seen waiting: a read as only writes do, so from now on its like is a write; or a write for a
-    /// lock, so its like goes last.
+    /// lock, so its like goes last. Of several it is not known which.
     pub(super) fn learn(&mut self, process_id: u32) {
-        let Some(run) = self.watch.run else { return };
+        let Some(run) = self.watch.run.filter(|_| self.is_alone_in_flight()) else { return };
         let guard = &self.pool.upstream.guard;
-        match (run.running.lane, guard.look(process_id, run.running.since).map(|look| look.wait)) {
-            (Lane::Read, Some(Wait::SyncRep)) => {
-                let Some(fingerprint) = self.talk.sent_fingerprint() else { return };
-                guard.learned.learn(fingerprint);
-                crate::telemetry::metrics::get().reads_learned.increment(1);
+        let Some(look) = guard.look(process_id, run.running.since) else { return };
+        match (run.running.lane, look.wait) {
+            (Lane::Read, _) if look.waits_as_a_write() => {
+                let is_new = self.talk.sent_fingerprint().is_some_and(|kind| guard.learned.learn(kind));
+                crate::telemetry::metrics::get().reads_learned.increment(is_new.into());
             }
-            (Lane::Write, Some(Wait::Lock)) => {
+            (Lane::Write, Wait::Lock) => {
                 if let Some(kind) = self.talk.sent_exactly() {
                     guard.hot.mark(kind);
                 }

@@ -1,9 +1,11 @@
 //! Lanes are bulkheads: writes cannot take what reads need. What counts as a write is decided by what it does.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidegate_chaos::cluster::Node;
+use tidegate_chaos::cluster::{Node, NodeOptions, Programs, WalStorage};
+use tidegate_chaos::fault::Fault;
 use tidegate_tests::{Frames, Proxy, Reply, ScriptedApp, wait_for};
 use tokio::task::{JoinSet, block_in_place};
 
@@ -499,4 +501,70 @@ async fn a_function_that_the_server_does_not_know_yet_stays_a_write() {
     block_in_place(|| sorter.node.sql(create)).unwrap();
 
     refused(&app.query("SELECT newcomer()").await, "53300", &write);
+}
+
+/// A view that writes, which the text of a SELECT does not tell.
+const HIDDEN_WRITE: &str = "CREATE TABLE ledger (id bigint NOT NULL);
+    CREATE FUNCTION stores() RETURNS int LANGUAGE sql AS 'INSERT INTO ledger VALUES (1); SELECT 1';
+    CREATE VIEW harmless AS SELECT stores() AS it";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_waits_as_only_writes_do_is_a_write_from_then_on_and_what_comes_behind_it_is_not() {
+    // The view hides that it writes. Seen: the lesson was that of the last statement sent, which in a pipeline is another.
+    let node = block_in_place(|| own_postgres(&[]));
+    block_in_place(|| node.sql(HIDDEN_WRITE)).unwrap();
+    let proxy = guarded(&node, "[timeouts]\nread = \"20s\"\nwrite = \"20s\"\ncommit = \"20s\"\n").await;
+    let learned = async || proxy.metrics().await.get("tidegate_reads_learned_total", &[]);
+    let (mut app, mut other) = (session(&proxy).await, session(&proxy).await);
+    let (write, read) = ("SELECT it FROM harmless", "SELECT count(*) FROM ledger");
+    let frames = |sql: &str| Frames::new().parse("", sql, &[]).bind("", "", &[]).execute("", 0).sync();
+    let watch = Watch::new(&node).await;
+    let waits =
+        "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query LIKE '%harmless%'";
+    block_in_place(|| node.set("synchronous_standby_names", "nobody")).unwrap();
+
+    let both = Frames::new().raw(frames(write).as_ref()).raw(frames(read).as_ref());
+    app.send(both).await;
+    watch.wait("it waits for the standby", waits).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(learned().await, Some(0.0));
+    block_in_place(|| node.set("synchronous_standby_names", "")).unwrap();
+    for _ in [write, read] {
+        assert_eq!(app.reply().await.error(), None);
+    }
+
+    block_in_place(|| node.set("synchronous_standby_names", "nobody")).unwrap();
+    app.send(frames(write)).await;
+    wait_for(SOON, "it is learned", async || (learned().await == Some(1.0)).then_some(())).await;
+    run(&mut other, "SET tidegate.write_timeout = '500ms'").await;
+    let problem = other.query(write).await.error().unwrap();
+    assert_eq!(problem.detail_of("lane"), Some("write"), "{problem:?}");
+    assert_eq!(other.query(read).await.error(), None);
+    block_in_place(|| node.set("synchronous_standby_names", "")).unwrap();
+    assert_eq!(app.reply().await.error(), None);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_read_that_waits_for_the_log_is_a_write_from_then_on() {
+    // With a disk that is frozen no standby tells. Who only reads may wait for the log, too, and has no transaction id.
+    let fault = Fault::WalFreeze { node: "primary".to_owned() };
+    if let Some(why) = fault.obstacle() {
+        println!("skipped: {fault}: {why}");
+        return;
+    }
+    let options = NodeOptions::new(Programs::find().unwrap()).wal(WalStorage::Loop { mib: 512 });
+    let node = block_in_place(|| Node::start(&options).map(Arc::new)).unwrap();
+    block_in_place(|| node.sql(HIDDEN_WRITE)).unwrap();
+    let proxy = guarded(&node, "[timeouts]\nread = \"20s\"\n").await;
+    let learned = async || proxy.metrics().await.get("tidegate_reads_learned_total", &[]);
+    let mut app = session(&proxy).await;
+    assert_eq!(app.query("SELECT it FROM harmless").await.error(), None);
+    assert_eq!(learned().await, Some(0.0));
+
+    let frozen = block_in_place(|| fault.strike(&node)).unwrap();
+    app.send(Frames::new().query("SELECT it FROM harmless")).await;
+    wait_for(SOON, "it is learned", async || (learned().await == Some(1.0)).then_some(())).await;
+
+    block_in_place(|| frozen.heal()).unwrap();
+    assert_eq!(app.reply().await.error(), None);
 }
