@@ -151,6 +151,37 @@ async fn extended_commits_and_writes_by_themselves_are_found_out_too() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_sent_behind_a_commit_is_not_said_to_be_committed_with_it() {
+    // Seen: both were answered COMMIT, although of the second nobody knew whether the server ever got it.
+    let rig = Rig::start("").await;
+    let mut app = rig.app().await;
+    let broken = async |app: &mut ScriptedApp, last: &str, frames: Frames| {
+        let statement = Some(last.to_owned());
+        rig.cut(Cut { statement, ..at(Message::CommandComplete, Moment::Before, Action::Reset) });
+        let reply = app.exchange(frames).await;
+        rig.mend();
+        reply.error().unwrap()
+    };
+
+    write(&mut app, 1).await;
+    // The answer to the sidecar's question is there before anything is cut.
+    assert_eq!(app.query("SELECT 1").await.error(), None);
+    let insert = |id: u64| format!("INSERT INTO kept VALUES ({id})");
+    let behind =
+        broken(&mut app, "INSERT", Frames::new().unnamed("COMMIT", &[]).unnamed(&insert(2), &[]).sync())
+            .await;
+    assert_eq!(outcome(&behind), ("08007", Some("commit_unresolved"), Some("unknown")));
+
+    write(&mut app, 3).await;
+    assert_eq!(app.query("SELECT 1").await.error(), None);
+    let before =
+        broken(&mut app, "COMMIT", Frames::new().unnamed(&insert(4), &[]).unnamed("COMMIT", &[]).sync())
+            .await;
+    assert_eq!(outcome(&before), ("08007", Some("commit_unresolved"), Some("committed")), "{before:?}");
+    assert!(rig.has(3) && rig.has(4));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn without_resolution_a_broken_commit_is_unknown_at_once_and_nothing_is_asked() {
     // Who turned it off does not pay for it: neither a question behind each write nor time behind a broken one.
     let rig = Rig::start("[commit]\nresolve = false").await;

@@ -58,6 +58,8 @@ pub struct Facts {
     pub commits: bool,
     /// Whether it may end a transaction, one way or the other.
     pub ends_transaction: bool,
+    /// Whether a COMMIT is the last of its statements, and the only one that ends a transaction.
+    pub commits_last: bool,
     /// Whether it may roll something back.
     pub rolls_back: bool,
     /// Whether it ends a transaction and begins the next one at once (`AND CHAIN`).
@@ -156,6 +158,7 @@ impl Default for Facts {
             begins: true,
             commits: true,
             ends_transaction: true,
+            commits_last: false,
             rolls_back: true,
             chains: false,
             alters_schema: true,
@@ -180,6 +183,7 @@ impl Facts {
         begins: false,
         commits: false,
         ends_transaction: false,
+        commits_last: false,
         rolls_back: false,
         chains: false,
         alters_schema: false,
@@ -233,6 +237,9 @@ impl Facts {
                 + analysis.transaction.rollbacks
                 + analysis.transaction.prepares
                 > 0,
+            commits_last: analysis.last == StatementKind::Commit
+                && analysis.transaction.commits == 1
+                && analysis.transaction.rollbacks + analysis.transaction.prepares == 0,
             rolls_back: analysis.transaction.rollbacks > 0
                 || [analysis.first, analysis.last].contains(&StatementKind::RollbackTo)
                 || analysis.statements > 2,

@@ -72,7 +72,7 @@ impl Session {
 
     async fn settle_commit(&mut self, cause: Cause, until: Option<Instant>) -> Flowing {
         let known = self.known();
-        let verdict = match (self.talk.tokens.token.filter(|_| self.is_alone_in_flight()), until) {
+        let verdict = match (self.talk.tokens.decisive().filter(|_| self.is_alone_in_flight()), until) {
             (Some(token), Some(until)) => self.find_out(token, until).await,
             (None, _) | (_, None) => Verdict::Unknown,
         };

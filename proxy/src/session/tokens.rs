@@ -34,6 +34,8 @@ pub(super) struct Sent {
     worth: Worth,
     ending: Ending,
     executes: bool,
+    /// Whether the COMMIT at its end is executed.
+    ends: bool,
 }
 
 /// Whether a question fits behind what is sent.
@@ -57,7 +59,9 @@ enum Ending {
     No,
     /// It is a COMMIT and nothing else.
     Commit,
-    /// Somehow.
+    /// A COMMIT is its last statement.
+    CommitAtLast,
+    /// Somehow, or more follows.
     Other,
 }
 
@@ -94,7 +98,7 @@ impl Habit {
         if std::mem::take(&mut self.tells) {
             self.went_on = match next {
                 Ending::No => (self.went_on + 1).min(HABIT),
-                Ending::Commit => 0,
+                Ending::Commit | Ending::CommitAtLast => 0,
                 Ending::Other => self.went_on,
             };
         }
@@ -135,7 +139,11 @@ impl Tokens {
     /// An Execute is sent.
     #[inline]
     pub(super) fn executes(&mut self) {
-        self.exchange.executes = true;
+        let exchange = &mut self.exchange;
+        exchange.executes = true;
+        if exchange.ending != Ending::No && std::mem::replace(&mut exchange.ends, true) {
+            exchange.ending = Ending::Other;
+        }
     }
 
     /// Nothing is known of what is sent.
@@ -184,7 +192,13 @@ impl Tokens {
 
     /// Whether what was sent last commits at its end, if at all.
     pub(super) fn is_single(&self) -> bool {
-        self.last.ending == Ending::Commit || self.last.worth == Worth::Write
+        matches!(self.last.ending, Ending::Commit | Ending::CommitAtLast) || self.last.worth == Worth::Write
+    }
+
+    /// The transaction that is known by its token, if what was sent last does nothing behind its COMMIT: what became of
+    /// one is then what became of the other.
+    pub(super) fn decisive(&self) -> Option<Token> {
+        self.token.filter(|_| self.last.ending != Ending::Other)
     }
 
     /// Whether the simple query at the front has its `CommandComplete`.
@@ -202,7 +216,8 @@ impl Sent {
     fn add(&mut self, facts: &Facts) {
         let ending = match (facts.first, facts.statements) {
             _ if !facts.ends_transaction => Ending::No,
-            (StatementKind::Commit, 1) if !facts.chains => Ending::Commit,
+            (StatementKind::Commit, 1) if !facts.chains && !self.executes => Ending::Commit,
+            _ if facts.commits_last => Ending::CommitAtLast,
             _ => Ending::Other,
         };
         // The same COMMIT is seen at its Parse and its Bind.
@@ -534,9 +549,36 @@ mod tests {
         // "Committed" can be answered in the server's place only where the whole answer is known.
         assert_eq!(sent(&["COMMIT"]).ending, Ending::Commit);
         assert_eq!(sent(&["COMMIT", "COMMIT"]).ending, Ending::Commit, "Parse and Bind of the same");
-        for text in ["COMMIT AND CHAIN", "INSERT INTO t VALUES (1); COMMIT", "PREPARE TRANSACTION 'x'"] {
+        for text in ["COMMIT AND CHAIN", "INSERT INTO t VALUES (1); COMMIT"] {
+            assert_eq!(sent(&[text]).ending, Ending::CommitAtLast, "{text}");
+        }
+        for text in ["COMMIT; INSERT INTO t VALUES (1)", "COMMIT; BEGIN; COMMIT", "PREPARE TRANSACTION 'x'"] {
             assert_eq!(sent(&[text]).ending, Ending::Other, "{text}");
         }
         assert_eq!(sent(&["INSERT INTO t VALUES (1)"]).ending, Ending::No);
+    }
+
+    #[test]
+    fn what_is_executed_behind_a_commit_is_not_known_by_its_transaction() {
+        // It would be told committed with a transaction that it is no part of.
+        let executed = |texts: &[&str]| {
+            let mut tokens = Tokens { on: true, ..Tokens::default() };
+            for text in texts {
+                let facts = Facts::of(text.as_bytes());
+                // At its Parse and at its Bind.
+                tokens.sent(&facts);
+                tokens.sent(&facts);
+                tokens.executes();
+            }
+            tokens.exchange.ending
+        };
+        let write = "INSERT INTO t VALUES (1)";
+
+        assert_eq!(executed(&["COMMIT"]), Ending::Commit);
+        assert_eq!(executed(&[write, "COMMIT"]), Ending::CommitAtLast);
+        assert_eq!(executed(&["SELECT 1", "COMMIT"]), Ending::CommitAtLast);
+        assert_eq!(executed(&["COMMIT", write]), Ending::Other);
+        assert_eq!(executed(&["COMMIT", "SELECT 1"]), Ending::Other);
+        assert_eq!(executed(&[write, "COMMIT", write]), Ending::Other);
     }
 }
