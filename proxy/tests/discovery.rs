@@ -34,6 +34,7 @@ enum Server {
     Primary(u32),
     Standby(u32),
     Dead,
+    Missing,
     Frozen,
 }
 
@@ -84,6 +85,7 @@ impl Observe for Servers {
             Server::Primary(timeline) => (timeline, false),
             Server::Standby(timeline) => (timeline, true),
             Server::Dead => return Err(ObserveError::Unreachable),
+            Server::Missing => return Err(ObserveError::Missing),
             Server::Frozen => pending().await,
         };
         Ok(Observation {
@@ -101,7 +103,7 @@ impl Observe for Servers {
         sleep(MS * 5).await;
         match self.state(view) {
             Server::Primary(_) => Ok(Lsn(2)),
-            Server::Standby(_) | Server::Dead | Server::Frozen => Err(Cause::InRecovery),
+            Server::Standby(_) | Server::Dead | Server::Missing | Server::Frozen => Err(Cause::InRecovery),
         }
     }
 }
@@ -325,6 +327,27 @@ async fn a_frozen_server_has_one_question_outstanding_and_delays_no_other() {
     assert!(bench.servers.outstanding_max.load(Ordering::Relaxed) <= 2);
     assert!(bench.servers.asked("a") - before >= 8);
     assert_eq!(bench.writes_to().as_deref(), Some("a:5432"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_primary_whose_packets_are_lost_keeps_its_role_for_a_second_and_not_for_three() {
+    // That they are lost is known to whoever asks, once somebody has found it out: then three questions are no time at all.
+    let bench = Bench::start(&[("a", Server::Primary(1)), ("b", Server::Standby(1))]);
+    bench.opens("a").await;
+
+    bench.servers.set("a", Server::Missing);
+    for _ in 0..100 {
+        bench.discovery.hints(UpstreamId(0)).unwrap().trouble();
+        sleep(MS * 10).await;
+    }
+    assert_eq!(bench.writes_to().as_deref(), Some("a:5432"));
+    bench.servers.set("a", Server::Primary(1));
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(bench.writes_to().as_deref(), Some("a:5432"));
+
+    bench.servers.set("a", Server::Missing);
+    sleep(Duration::from_secs(3)).await;
+    assert_eq!(bench.writes_to(), None);
 }
 
 #[tokio::test(start_paused = true)]

@@ -60,6 +60,10 @@ impl<O: Observe> Asker<O> {
         };
         let result = timeout(bound, self.observe.observe(view, connection)).await;
         let result = result.unwrap_or(Err(ObserveError::Silent));
+        if matches!(result, Err(ObserveError::Silent | ObserveError::Missing)) {
+            // Also where others have found it out already a silence is as long as it takes to be one.
+            sleep_until(asked + ANSWER).await;
+        }
         if result == Err(ObserveError::NotAsked) {
             return Ok(());
         }
