@@ -476,7 +476,7 @@ async fn reconnect_replaces_backends_without_disturbing_transactions() {
 #[tokio::test]
 async fn kill_ends_sessions_and_backends_of_one_database_only() {
     // The command of last resort must not hit the neighbours, and must not leave statements running.
-    let rig = Rig::start(trusting("timeouts.queue = \"300ms\"")).await;
+    let rig = Rig::start(trusting("timeouts.queue = \"2s\"")).await;
     let mut neighbour = ScriptedApp::session(rig.proxy().address(), "postgres", "postgres").await.0;
     let (mut active, mut idle) = (rig.app().await, rig.app().await);
     run(&mut neighbour, "SELECT 1").await;

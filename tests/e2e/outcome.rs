@@ -670,6 +670,11 @@ async fn the_last_words_of_a_server_are_no_answer_to_a_commit() {
                     return backend.send(fatal("ProcessInterrupts")).await;
                 }
                 "INSERT INTO b VALUES (1)" => return backend.send(fatal("secure_write")).await,
+                // It is done at its Execute, and the order to end is obeyed before the next message is read.
+                _ if message.tag == b'S' => {
+                    let done = Replies::new().message(b'1', &[]).message(b'2', &[]).complete("COMMIT");
+                    return backend.send(done.raw(fatal("ProcessInterrupts").as_ref())).await;
+                }
                 _ if message.tag == b'Q' => backend.send(Replies::new().one_value("1").ready('I')).await,
                 _ => {}
             }
@@ -691,4 +696,7 @@ async fn the_last_words_of_a_server_are_no_answer_to_a_commit() {
         assert_eq!(outcome(&reply.error().unwrap()), said, "{sql}");
         assert_eq!(reply.status(), Some('I'), "{sql}");
     }
+    // Seen: told rolled_back by the same words, when it was durable.
+    let reply = app.exchange(Frames::new().unnamed("COMMIT", &[]).sync()).await;
+    assert_eq!(outcome(&reply.error().unwrap()), ("08007", Some("commit_unresolved"), Some("unknown")));
 }

@@ -22,7 +22,7 @@ const LIMIT: Duration = Duration::from_millis(500);
 
 /// How often a question is waited for so long before it is asked again on a new connection: a server that is frozen forks
 /// for each that it finds when it goes on, which disturbs what is measured then.
-const PATIENCE: usize = 10;
+const PATIENCE: usize = 6;
 
 const QUERY: &str = "
 SELECT coalesce(query ~* '^(insert|update|begin|commit)', false),

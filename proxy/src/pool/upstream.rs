@@ -283,6 +283,7 @@ impl Upstream {
         // The first epoch is that of what was opened before anything was known.
         let risen = |before: &UpstreamView| before.epoch.0 > 0 && now.epoch > before.epoch;
         if before.is_some_and(|before| risen(before) || fenced && before.fenced.is_none()) {
+            self.guard.control.moved();
             for pool in self.pools() {
                 pool.reconnect();
                 self.on_worker(pool, Pool::close_backends);

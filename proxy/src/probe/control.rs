@@ -255,6 +255,11 @@ impl Control {
         drop(self.desk.lock().await.take());
     }
 
+    /// Whatever is under way may be to another server than the one that is meant now.
+    pub fn moved(&self) {
+        self.door.moved();
+    }
+
     /// Whether the connection has the identity that we would log in with now.
     fn is_current(&self, connection: &Connection) -> bool {
         (self.login)().is_some_and(|login| login.user == connection.user)
@@ -278,7 +283,7 @@ impl Begin for Control {
         (self.login)().map(|login| login.user)
     }
 
-    async fn begin(&self, deadline: Instant) -> Result<Attempt, ControlError> {
+    async fn begin(&self, moves: u64, deadline: Instant) -> Result<Attempt, ControlError> {
         let place = timeout_at(deadline, Arc::clone(&self.places).acquire_owned()).await;
         let place = place.ok().and_then(Result::ok).ok_or(ControlError::Busy)?;
         let login = (self.login)();
@@ -286,7 +291,7 @@ impl Begin for Control {
         let reached = Arc::<AtomicBool>::default();
         let coming =
             come_in((self.connector)(), login, place, Arc::clone(&self.abandoned), Arc::clone(&reached));
-        Ok(Attempt { login: Box::pin(coming), reached, user, since: Instant::now() })
+        Ok(Attempt { login: Box::pin(coming), reached, user, since: Instant::now(), moves })
     }
 }
 

@@ -6,7 +6,7 @@
 //! What its silence means is known to all who come: many have less time than it takes to find out.
 
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex as Lock, PoisonError};
 use std::time::Duration;
 
@@ -15,13 +15,13 @@ use tokio::time::{Instant, timeout_at};
 
 use super::control::{CONNECT_TIMEOUT, Connection, ControlError};
 
-/// When a login without an answer is doubted: whoever took the connection in front of a server (a proxy, an address that
-/// moved) may have lost it. Doubled with each since the last answer, so that a server stopped for an hour does not find
-/// thousands of logins in its queue.
-pub(super) const GIVE_UP: Duration = Duration::from_secs(2);
+/// When a login without an answer is doubted: whoever took the connection in front of a server (a proxy, a middlebox) may
+/// have lost it. Doubled with each since the last answer, so that a server stopped for an hour does not find thousands of
+/// logins in its queue.
+const GIVE_UP: Duration = Duration::from_secs(1);
 
 /// At most 8 s: by then keepalive has found a peer that is gone.
-pub(super) const DOUBLINGS_MAX: u32 = 2;
+const DOUBLINGS_MAX: u32 = 3;
 
 /// Who has not completed a handshake within this is not there.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(250);
@@ -39,6 +39,8 @@ pub(super) struct Attempt {
     /// Whose it is; `None` if it only knocks.
     pub(super) user: Option<String>,
     pub(super) since: Instant,
+    /// How often the name had led elsewhere before: see [`Door::moved`].
+    pub(super) moves: u64,
 }
 
 /// What the silence of a server means.
@@ -55,12 +57,16 @@ impl Attempt {
         timeout_at(deadline, &mut self.login).await.ok()
     }
 
-    /// What it means that there is no answer; `before` is what was found before.
-    fn silence(&self, before: Option<Silence>) -> Silence {
+    fn is_reached(&self) -> bool {
+        self.reached.load(Ordering::Relaxed)
+    }
+
+    /// What it means that there is no answer, as far as that can be told; `before` is what was found before.
+    fn silence(&self, before: Option<Silence>) -> Option<Silence> {
         match before {
-            _ if self.reached.load(Ordering::Relaxed) => Silence::Frozen,
-            Some(before) if self.since.elapsed() < HANDSHAKE_TIMEOUT => before,
-            Some(_) | None => Silence::Missing,
+            _ if self.is_reached() => Some(Silence::Frozen),
+            before if self.since.elapsed() < HANDSHAKE_TIMEOUT => before,
+            _ => Some(Silence::Missing),
         }
     }
 }
@@ -71,7 +77,11 @@ pub(super) trait Begin: Sync {
     fn user(&self) -> Option<String>;
 
     /// Begins one, as soon as there is a place for it.
-    fn begin(&self, deadline: Instant) -> impl Future<Output = Result<Attempt, ControlError>> + Send;
+    fn begin(
+        &self,
+        moves: u64,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Attempt, ControlError>> + Send;
 }
 
 /// See the module documentation.
@@ -83,6 +93,15 @@ pub(super) struct Door {
     found: Lock<Option<Silence>>,
     /// Logins that were replaced since the last answer.
     replaced: AtomicU32,
+    /// How often the name has led elsewhere.
+    moves: AtomicU64,
+}
+
+/// What came of listening to a login.
+enum Heard {
+    Answer(Answer),
+    /// Nothing, which means this.
+    Nothing(Option<Silence>),
 }
 
 /// An attempt of one's own; it stays at the door when its owner leaves, unless there is one.
@@ -120,30 +139,62 @@ impl Door {
         let until = start + patience;
         if !self.is_waited_at() {
             let doubt = start + CONNECT_TIMEOUT;
-            let mut own = Own { door: self, attempt: Some(begin.begin(doubt).await?) };
+            let mut own = Own { door: self, attempt: Some(begin.begin(self.moves(), doubt).await?) };
             if let Some(answer) = self.alone(&mut own, doubt).await {
                 return answer;
             }
         }
         let mut unanswered = self.queue(start, until, &silent).await?;
-        let attempt = match self.current(&mut unanswered, begin) {
-            Some(attempt) => attempt,
-            None => unanswered.insert(begin.begin(until).await?),
-        };
-        let its_time = if self.found().is_some() { HANDSHAKE_TIMEOUT } else { CONNECT_TIMEOUT };
-        let doubt = (start + LISTEN).max(attempt.since + its_time).min(until);
-        let mut answer = attempt.answer_by(doubt).await;
-        if answer.is_none() && self.find(attempt) == Silence::Frozen {
-            silent();
-            answer = attempt.answer_by(until).await;
-        }
-        match answer {
-            Some(answer) => {
-                *unanswered = None;
-                self.answered(answer)
+        loop {
+            let (attempt, is_ours) = match self.current(&mut unanswered, begin) {
+                Some(attempt) => (attempt, false),
+                None => (unanswered.insert(begin.begin(self.moves(), until).await?), true),
+            };
+            match self.listen(attempt, start, until, &silent).await {
+                Heard::Answer(answer) => {
+                    let is_news = attempt.moves == self.moves() && (is_ours || answer.is_ok());
+                    *unanswered = None;
+                    if is_news || Instant::now() >= until {
+                        return self.answered(answer);
+                    }
+                }
+                Heard::Nothing(Some(Silence::Frozen)) if Instant::now() < until => {}
+                // It stays for the next.
+                Heard::Nothing(silence) => return Err(silence.map_or(ControlError::Busy, Into::into)),
             }
-            // It stays for the next.
-            None => Err(self.find(attempt).into()),
+        }
+    }
+
+    /// Its name leads elsewhere: what was begun before is not about the server that is there now.
+    pub(super) fn moved(&self) {
+        self.moves.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn moves(&self) -> u64 {
+        self.moves.load(Ordering::Relaxed)
+    }
+
+    /// Listens to a login for as long as there is something to be hoped for from it.
+    async fn listen(
+        &self,
+        attempt: &mut Attempt,
+        start: Instant,
+        until: Instant,
+        silent: &impl Fn(),
+    ) -> Heard {
+        let its_time = if self.found().is_some() { HANDSHAKE_TIMEOUT } else { CONNECT_TIMEOUT };
+        let doubt = (start + LISTEN).max(attempt.since + its_time);
+        if let Some(answer) = attempt.answer_by(doubt.min(until)).await {
+            return Heard::Answer(answer);
+        }
+        let silence = self.find(attempt);
+        if silence != Some(Silence::Frozen) {
+            return Heard::Nothing(silence);
+        }
+        silent();
+        match attempt.answer_by(until.min(attempt.since + self.hope())).await {
+            Some(answer) => Heard::Answer(answer),
+            None => Heard::Nothing(self.find(attempt)),
         }
     }
 
@@ -152,10 +203,15 @@ impl Door {
     }
 
     /// What it means that there is no answer yet.
-    fn find(&self, attempt: &Attempt) -> Silence {
+    fn find(&self, attempt: &Attempt) -> Option<Silence> {
         let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
-        let silence = attempt.silence(*found);
-        *found.insert(silence)
+        *found = attempt.silence(*found);
+        *found
+    }
+
+    /// How long a login is hoped for.
+    fn hope(&self) -> Duration {
+        GIVE_UP * (1 << self.replaced.load(Ordering::Relaxed).min(DOUBLINGS_MAX))
     }
 
     fn is_waited_at(&self) -> bool {
@@ -169,7 +225,7 @@ impl Door {
             own.attempt = None;
             return Some(self.answered(answer));
         }
-        (self.find(attempt) == Silence::Missing).then_some(Err(ControlError::Missing))
+        (self.find(attempt) == Some(Silence::Missing)).then_some(Err(ControlError::Missing))
     }
 
     /// Stands in line behind those who wait already.
@@ -200,13 +256,15 @@ impl Door {
         unanswered: &'a mut Option<Attempt>,
         begin: &impl Begin,
     ) -> Option<&'a mut Attempt> {
-        let hoped_for = GIVE_UP * (1 << self.replaced.load(Ordering::Relaxed).min(DOUBLINGS_MAX));
         let stale = |attempt: &mut Attempt| {
-            let given_up = attempt.since.elapsed() >= hoped_for;
-            if given_up {
+            let age = attempt.since.elapsed();
+            let given_up = age >= self.hope();
+            // One that arrived nowhere stands in no queue, and its name may lead elsewhere by now.
+            let is_nowhere = age >= CONNECT_TIMEOUT && !attempt.is_reached();
+            if given_up && !is_nowhere {
                 self.replaced.fetch_add(1, Ordering::Relaxed);
             }
-            given_up || attempt.user != begin.user()
+            given_up || is_nowhere || attempt.user != begin.user() || attempt.moves != self.moves()
         };
         // Closed before there is another: it has a place.
         drop(unanswered.take_if(stale));

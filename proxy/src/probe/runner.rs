@@ -18,11 +18,17 @@ use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep};
 
 use super::control::{Connection, Control, ControlError};
-use super::door::{DOUBLINGS_MAX, GIVE_UP};
 use super::looks::{self, Wait};
 use super::pulse::Pulse;
 use crate::backend::connection::Row;
 use crate::exchange::Cause;
+
+/// When a statement or a login without an answer is doubted. Doubled with each that was given up on since the last good
+/// answer.
+const GIVE_UP: Duration = Duration::from_secs(2);
+
+/// At most 8 s: by then keepalive has found a peer that is gone.
+const DOUBLINGS_MAX: u32 = 2;
 
 /// How long the look at a hanging statement may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);

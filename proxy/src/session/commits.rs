@@ -35,12 +35,15 @@ impl Conversation {
 
     /// Whether the server's last words are no answer, because a commit is under way. They may tell what became of it: a
     /// process that is told to end (`ProcessInterrupts` in `src/backend/tcop/postgres.c`) looks for such orders before a
-    /// commit begins, and not again before the commit is answered.
+    /// commit begins, and not again before the commit is answered: by its `CommandComplete`, unless it is the Sync that commits.
     pub(super) fn are_no_answer(&mut self, last_words: &ErrorFields<'_>) -> bool {
         if self.keeps() == Hold::Session || self.outcome() != Outcome::Unknown {
             return false;
         }
-        if last_words.routine == b"ProcessInterrupts" && self.tokens.is_single() {
+        let is_answered = self.tokens.is_completed()
+            || self.tokens.commits_by_words()
+                && !self.ledger.iter().any(|owed| matches!(owed, Owed::Query | Owed::Execute));
+        if last_words.routine == b"ProcessInterrupts" && self.tokens.is_single() && !is_answered {
             self.last_words = LastWords::BeforeTheCommit;
         }
         true

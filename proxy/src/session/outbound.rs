@@ -215,6 +215,7 @@ impl Conversation {
         self.ledger.owe(Owed::Query);
         let step = self.move_on(header, flow, Fate::Pass);
         self.ask_behind_query(flow, backend);
+        self.tokens.executes();
         self.exchange_ends();
         Ok(step)
     }

@@ -190,9 +190,14 @@ impl Tokens {
         self.last.ending == Ending::Commit
     }
 
+    /// Whether what was sent last has a COMMIT as its last statement.
+    pub(super) fn commits_by_words(&self) -> bool {
+        matches!(self.last.ending, Ending::Commit | Ending::CommitAtLast)
+    }
+
     /// Whether what was sent last commits at its end, if at all.
     pub(super) fn is_single(&self) -> bool {
-        matches!(self.last.ending, Ending::Commit | Ending::CommitAtLast) || self.last.worth == Worth::Write
+        self.commits_by_words() || self.last.worth == Worth::Write
     }
 
     /// The transaction that is known by its token, if what was sent last does nothing behind its COMMIT: what became of

@@ -14,8 +14,8 @@ use super::sorting::{Kind, Sorted};
 use super::terms::Terms;
 use crate::clock;
 use crate::config::SyncWait;
-use crate::exchange::Cause;
 use crate::exchange::refusal::{self, Deadline, Refusal, TimedOut};
+use crate::exchange::{Cause, Owed};
 use crate::guard::{LOOK_WITHIN, Look, Running, Wait};
 use crate::pool::Lease;
 use crate::sql::{Lane, Priority};
@@ -559,13 +559,22 @@ impl Session {
         share.into_iter().chain(cool).min()
     }
 
+    fn runs_a_single_statement(&self) -> bool {
+        let owed = || self.talk.ledger.iter().filter(|owed| !owed.is_token());
+        owed().filter(|owed| matches!(owed, Owed::Query | Owed::Execute)).count() == 1
+            && owed().filter(|owed| owed.ends_with_ready()).count() == 1
+            && owed().last().is_some_and(Owed::ends_with_ready)
+    }
+
     /// What runs was seen waiting: a read as only writes do, so from now on its like is a write; or a write for a
     /// lock, so its like goes last. Of several it is not known which.
     pub(super) fn learn(&mut self, process_id: u32) {
-        let Some(run) = self.watch.run.filter(|_| self.is_alone_in_flight()) else { return };
+        let Some(run) = self.watch.run.filter(|_| self.runs_a_single_statement()) else { return };
         let guard = &self.pool.upstream.guard;
         let Some(look) = guard.look(process_id, run.running.since) else { return };
         match (run.running.lane, look.wait) {
+            // In a transaction it may have been another that wrote.
+            (Lane::Read, Wait::Storage) if !self.talk.is_outside() => {}
             (Lane::Read, _) if look.waits_as_a_write() => {
                 let is_new = self.talk.sent_fingerprint().is_some_and(|kind| guard.learned.learn(kind));
                 crate::telemetry::metrics::get().reads_learned.increment(is_new.into());
