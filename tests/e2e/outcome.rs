@@ -672,7 +672,7 @@ async fn the_last_words_of_a_server_are_no_answer_to_a_commit() {
                 "INSERT INTO b VALUES (1)" => return backend.send(fatal("secure_write")).await,
                 // It is done at its Execute, and the order to end is obeyed before the next message is read.
                 _ if message.tag == b'S' => {
-                    let done = Replies::new().message(b'1', &[]).message(b'2', &[]).complete("COMMIT");
+                    let done = Replies::new().raw(b"1\0\0\0\x042\0\0\0\x04n\0\0\0\x04").complete("COMMIT");
                     return backend.send(done.raw(fatal("ProcessInterrupts").as_ref())).await;
                 }
                 _ if message.tag == b'Q' => backend.send(Replies::new().one_value("1").ready('I')).await,
@@ -698,5 +698,10 @@ async fn the_last_words_of_a_server_are_no_answer_to_a_commit() {
     }
     // Seen: told rolled_back by the same words, when it was durable.
     let reply = app.exchange(Frames::new().unnamed("COMMIT", &[]).sync()).await;
-    assert_eq!(outcome(&reply.error().unwrap()), ("08007", Some("commit_unresolved"), Some("unknown")));
+    assert_eq!(
+        outcome(&reply.error().unwrap()),
+        ("08007", Some("commit_unresolved"), Some("unknown")),
+        "{}",
+        reply.tags()
+    );
 }
