@@ -94,11 +94,13 @@ impl Taken {
     /// ago is the better answer than nobody.
     fn new(at: Instant, look: &Look, old: Option<&Self>) -> Self {
         let busy = match look.wait {
-            Wait::Other => old.map_or(0, |old| old.busy).saturating_add(1),
+            Wait::Other | Wait::Hidden => old.map_or(0, |old| old.busy).saturating_add(1),
             _ => 0,
         };
         let named = match look.wait {
-            Wait::Lock | Wait::Other if look.blocked_by.is_empty() && busy <= BUSY_LOOKS_MAX => {
+            Wait::Lock | Wait::Other | Wait::Hidden
+                if look.blocked_by.is_empty() && busy <= BUSY_LOOKS_MAX =>
+            {
                 old.and_then(Self::last_named)
             }
             _ => None,
@@ -109,7 +111,7 @@ impl Taken {
     fn last_named(&self) -> Option<(Instant, Look)> {
         match (self.look.wait, self.look.blocked_by.is_empty()) {
             (Wait::Lock, false) => Some((self.at, self.look.clone())),
-            (Wait::Lock | Wait::Other, true) => self.named.clone(),
+            (Wait::Lock | Wait::Other | Wait::Hidden, true) => self.named.clone(),
             _ => None,
         }
     }
@@ -341,7 +343,8 @@ mod tests {
         assert_eq!(looks.since(next, 7), Some(busy.clone()), "it was of the statement before");
 
         put(1900, &busy);
-        put(2000, &busy);
+        // Of another role's only who blocks it is seen, and in the moment between two locks nobody does.
+        put(2000, &Look { wait: Wait::Hidden, ..busy.clone() });
         assert_eq!(looks.since(at, 7), Some(waiting));
         put(2100, &busy);
         assert_eq!(looks.since(at, 7), Some(busy));
