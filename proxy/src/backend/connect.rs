@@ -204,9 +204,9 @@ impl Connector {
 
     /// Whether `PostgreSQL` is there and answers. It forks a process for that, as for a login.
     ///
-    /// Calls `reached` as [`Connector::connect`] does, asks whether it speaks GSSAPI encryption and leaves, whatever the answer: unlike a login, a request for TLS or a
-    /// cancel that comes to nothing, the server writes no line about that (`ProcessStartupPacket` in
-    /// `src/backend/tcop/backend_startup.c`).
+    /// Calls `reached` as [`Connector::connect`] does, asks whether it speaks GSSAPI encryption and leaves, whatever the
+    /// answer: unlike a login, a request for TLS or a cancel that comes to nothing, the server writes no line about that
+    /// (`ProcessStartupPacket` in `src/backend/tcop/backend_startup.c`).
     ///
     /// # Errors
     /// See [`ConnectError`]; nothing is refused.

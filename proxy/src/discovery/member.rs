@@ -11,8 +11,8 @@ use crate::exchange::Cause;
 use crate::upstream::topology::{Epoch, Health, Role, UpstreamView};
 use crate::upstream::{Fence, Lsn, Observation, UpstreamId};
 
-/// Unanswered questions in a row after which a server counts as silent. With a deadline of 500 ms and 200 ms between
-/// two questions that is 2 s.
+/// Unanswered questions in a row after which a server counts as silent. With a deadline of 500 ms, and the next
+/// question right behind it, that is 1.5 s.
 const SILENCES: u32 = 3;
 /// Good answers in a row that a server which was gone has to give ...
 pub(super) const GOOD_ANSWERS: u32 = 3;
@@ -268,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn packets_that_are_lost_for_a_moment_cost_no_server_its_role_and_those_lost_for_two_seconds_do() {
+    fn packets_that_are_lost_for_a_moment_cost_no_server_its_role_and_three_lost_handshakes_do() {
         // One lost handshake took the writes of a healthy primary away until it had proved itself again. But one whose machine
         // is gone must not be waited for like one that is slow.
         let once = Standing::Up.failed(Meaning::Missing, Peers::Last);

@@ -64,7 +64,7 @@ pub enum ControlError {
     /// No connection could be made, it broke, or the server says that it takes none now.
     #[error("the server cannot be reached")]
     Unreachable,
-    /// No handshake within [`CONNECT_TIMEOUT`]: its machine, or the way there, is gone. A server that is merely down refuses.
+    /// No handshake in time: its machine, or the way there, is gone. A server that is merely down refuses.
     #[error("the server's machine does not answer")]
     Missing,
     /// TCP connects, and PostgreSQL says nothing.

@@ -559,6 +559,7 @@ impl Session {
         share.into_iter().chain(cool).min()
     }
 
+    /// Whether the application waits for one statement only; a question of ours may stand behind it.
     fn runs_a_single_statement(&self) -> bool {
         let owed = || self.talk.ledger.iter().filter(|owed| !owed.is_token());
         owed().filter(|owed| matches!(owed, Owed::Query | Owed::Execute)).count() == 1
