@@ -212,7 +212,16 @@ impl Facts {
         if let Some(commands) = sql::commands(text) {
             return Self::of_commands(commands);
         }
-        let analysis = sql::analyze(text, PlainStrings::Standard);
+        let facts = Self::read(text, PlainStrings::Standard);
+        if sql::has_two_readings(text) {
+            facts.no_less_than(Self::read(text, PlainStrings::Backslashes))
+        } else {
+            facts
+        }
+    }
+
+    fn read(text: &[u8], strings: PlainStrings) -> Self {
+        let analysis = sql::analyze(text, strings);
         let lane = match &analysis.verdict {
             Verdict::Neutral => Need::Neutral,
             Verdict::Read => Need::Read,
@@ -251,6 +260,23 @@ impl Facts {
                 .flatten(),
             commands: None,
             changes: analysis.effects.iter().filter_map(Change::of).collect(),
+        }
+    }
+
+    /// What must be assumed of a text that has two readings, of which the server follows one: the lane is the stronger one
+    /// of both, and what either commits is committed. For the rest it is taken at this one, that of PostgreSQL's default.
+    fn no_less_than(self, other: Self) -> Self {
+        let callees = match (self.lane, self.callees, other.lane, other.callees) {
+            (Need::Write, None, ..) | (_, _, Need::Write, None) => None,
+            (_, Some(these), _, Some(those)) => Some(these.iter().chain(&*those).cloned().collect()),
+            (_, these, _, those) => these.or(those),
+        };
+        Self {
+            lane: self.lane.max(other.lane),
+            callees,
+            reach: self.reach.max(other.reach),
+            commits: self.commits || other.commits,
+            ..self
         }
     }
 
@@ -472,6 +498,33 @@ fn is_transaction_local(name: &str) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn what_either_reading_of_a_backslash_writes_is_a_write() {
+        // A session that has set `standard_conforming_strings = off` would have its write let through as a read: what calls
+        // the function in one reading is a string in the other.
+        let lane = |text: &str| {
+            let facts = Facts::of(text.as_bytes());
+            let callees = facts.callees.iter().flat_map(|callees| callees.iter()).count();
+            (facts.lane, callees, facts.commits)
+        };
+
+        for text in [
+            r"SELECT '\'', nextval('s') --'",
+            r"SELECT N'\'', nextval('s') --'",
+            r"SELECT 1 WHERE a = '\'';DELETE FROM t --'",
+            r"SELECT '\', nextval(''s'')'",
+            r"SELECT f('\'', nextval('s')) --')",
+        ] {
+            assert_eq!(lane(text), (Need::Write, 0, false), "{text}");
+        }
+        assert_eq!(lane(r"SELECT f('\'', g('s')) --')"), (Need::Write, 3, false));
+        assert_eq!(lane(r"SELECT '\''; COMMIT; SELECT ' --'"), (Need::Read, 0, true));
+        // It costs nobody else anything.
+        for text in [r"SELECT 'C:\', 'C:\dir'", r"SELECT E'it\'s', 'a'", r"SELECT 'a\b', $$\'$$", r"SELECT B'\'"] {
+            assert_eq!(lane(text), (Need::Read, 0, false), "{text}");
+        }
+    }
 
     #[test]
     fn only_one_read_and_nothing_else_is_plain() {

@@ -74,8 +74,14 @@ impl Session {
         self.talk.look_ahead(self.to_db.unseen(), &self.pool);
         let commits = self.talk.sort(self.to_db.unseen(), &self.pool).commits;
         let rolls_back = self.talk.only_rolls_back(self.to_db.unseen());
+        let had_failed = self.talk.has_failed();
         self.leave(lease);
         self.talk.forget_backend();
+        if had_failed {
+            // Of which the application was told: the server would not have done the exchange either.
+            self.stage = Stage::Orphaned(Orphan::Told);
+            return Flowing::On;
+        }
         // A COMMIT that fails ends its transaction, too.
         self.talk.status = if commits { TransactionStatus::Idle } else { TransactionStatus::Failed };
         if rolls_back {

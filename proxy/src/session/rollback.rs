@@ -1,6 +1,7 @@
 //! What does nothing but roll back, as far as a savepoint or all of it. It writes nothing that anybody waits for, so it
 //! passes a breaker that is open; and when the backend is lost meanwhile it is done, since what is open on a connection
-//! that is closed never commits. An application that gets an error for it gives its connection up.
+//! that is closed never commits. An application that gets an error for it gives its connection up. To a transaction that
+//! has failed, COMMIT does the same.
 
 use tokio::time::Instant;
 
@@ -18,10 +19,6 @@ use crate::wire::frame::{HEADER_LEN, split_cstr};
 use crate::wire::frontend::{self as tag, BindNames, Parse, query_text};
 use crate::wire::{Header, TransactionStatus};
 
-/// Whether it is a single ROLLBACK, to a savepoint or of everything.
-fn rolls_back(facts: &Facts) -> bool {
-    facts.statements == 1 && matches!(facts.first, StatementKind::Rollback | StatementKind::RollbackTo)
-}
 
 /// Whether it is a ROLLBACK behind which there is no transaction.
 fn ends(facts: &Facts) -> bool {
@@ -36,6 +33,20 @@ struct Seen<'a> {
 }
 
 impl Conversation {
+    /// Whether it is a single statement that rolls back, as far as a savepoint or everything.
+    fn rolls_back(&self, facts: &Facts) -> bool {
+        let is_one = match facts.first {
+            StatementKind::Rollback | StatementKind::RollbackTo => true,
+            _ => self.has_failed() && facts.ends_failed_transaction(),
+        };
+        is_one && facts.statements == 1
+    }
+
+    /// Whether the transaction has failed, and nothing is under way that might end it.
+    pub(super) fn has_failed(&self) -> bool {
+        self.status == TransactionStatus::Failed && self.ledger.is_empty()
+    }
+
     /// Whether the exchange at the front of `bytes` is there as a whole, and does nothing but roll back.
     pub(super) fn only_rolls_back(&self, bytes: &[u8]) -> bool {
         let mut seen = Seen::default();
@@ -49,12 +60,12 @@ impl Conversation {
             };
             let passes = match header.tag {
                 tag::QUERY => {
-                    return query_text(body).is_ok_and(|text| rolls_back(&Facts::of(text)));
+                    return query_text(body).is_ok_and(|text| self.rolls_back(&Facts::of(text)));
                 }
                 tag::SYNC => return seen.parsed.is_some() || seen.portal.is_some(),
                 tag::PARSE => Parse::read(body).is_ok_and(|parse| {
                     seen.parsed = Some(parse.name);
-                    rolls_back(&Facts::of(parse.text))
+                    self.rolls_back(&Facts::of(parse.text))
                 }),
                 tag::BIND => BindNames::read(body).is_some_and(|names| {
                     seen.portal = Some(names.portal);
@@ -75,9 +86,9 @@ impl Conversation {
     /// Whether a statement that was prepared before rolls back.
     fn is_rollback(&self, statement: &[u8]) -> bool {
         if statement.is_empty() {
-            self.names.unnamed_facts().is_some_and(rolls_back)
+            self.names.unnamed_facts().is_some_and(|facts| self.rolls_back(facts))
         } else {
-            self.names.get(statement).is_some_and(|statement| rolls_back(&statement.facts))
+            self.names.get(statement).is_some_and(|statement| self.rolls_back(&statement.facts))
         }
     }
 

@@ -4,7 +4,8 @@ use super::analyzer::Analyzer;
 use super::effects::Effect;
 use super::hints::Hints;
 use super::lane::{Placement, Verdict};
-use super::lexer::PlainStrings;
+use super::lexer::{Lexer, PlainStrings};
+use super::token::TokenKind;
 use super::transaction::{Access, TransactionControl};
 
 /// What one text, of one or several statements, is and does.
@@ -45,6 +46,26 @@ impl Analysis<'_> {
 /// Never fails and never panics, whatever the bytes. `strings` is the session's `standard_conforming_strings`.
 pub fn analyze(text: &[u8], strings: PlainStrings) -> Analysis<'_> {
     Analyzer::new(text, strings).run()
+}
+
+/// Whether it matters to a text what a backslash means in a plain string: one of them has a quote behind a backslash, which
+/// ends the string or does not.
+pub fn has_two_readings(text: &[u8]) -> bool {
+    let may_end = |bytes: &[u8]| memchr::memmem::find(bytes, br"\'").is_some();
+    if !may_end(text) {
+        return false;
+    }
+    // Up to the first such string both readings are the same.
+    let mut lexer = Lexer::new(text, PlainStrings::Standard);
+    loop {
+        let token = lexer.next();
+        match token.kind {
+            TokenKind::End => return false,
+            // N'...' is one of these.
+            TokenKind::PlainString | TokenKind::OtherString if may_end(lexer.text(token)) => return true,
+            _ => {}
+        }
+    }
 }
 
 /// The kinds of statement, as far as they differ for us.

@@ -37,7 +37,7 @@ mod transaction;
 #[cfg(test)]
 mod tests;
 
-pub use analysis::{Analysis, StatementKind, analyze};
+pub use analysis::{Analysis, StatementKind, analyze, has_two_readings};
 pub use commands::{commands, may_be_commands};
 pub use effects::{Effect, PinReason, Scope, Value};
 pub use fingerprint::{FingerprintKey, fingerprint};

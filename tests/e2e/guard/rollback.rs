@@ -174,6 +174,42 @@ async fn an_open_breaker_refuses_no_rollback_of_what_failed_and_of_what_only_rea
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transaction_that_has_failed_is_answered_in_postgresqls_words_under_an_open_breaker() {
+    // Its COMMIT, which rolls back, was told 53000 like a write, and so was what the server would have answered 25P02: an
+    // application that looks at the SQLSTATE would wait for the breaker instead of ending its transaction.
+    let stage = Stage::new().await;
+    let named = Frames::new().bind("", "end", &[]).execute("", 0).sync();
+    let ends = [Frames::new().query("COMMIT"), unnamed("END"), named];
+    let mut sessions = Vec::new();
+    for (id, end) in (1..).zip(ends.iter().cycle().take(2 * ends.len())) {
+        let mut app = session(&stage.proxy).await;
+        app.exchange(Frames::new().parse("end", "COMMIT", &[]).sync()).await;
+        let is_pinned = id > 3;
+        if is_pinned {
+            run(&mut app, "CREATE TEMP TABLE mine AS SELECT 7 AS seven").await;
+        }
+        write(&mut app, id).await;
+        assert_eq!(app.query("SELECT 1/0").await.status(), Some('E'));
+        sessions.push((app, id, end.clone()));
+    }
+    let _stuck = stage.freeze_standby().await;
+
+    for (mut app, id, end) in sessions {
+        // The first of each kind asks nothing in between.
+        if ![1, 4].contains(&id) {
+            let further = app.query("INSERT INTO ledger VALUES (9)").await;
+            assert_eq!((further.error_code().as_str(), further.status()), ("25P02", Some('E')), "{id}");
+        }
+        let (reply, took) = timed_frames(&mut app, end).await;
+        rolled_back("failed", &reply);
+        at_most("failed", took, AT_ONCE);
+        assert_eq!(value(&mut app, "SELECT 1").await, "1", "{id}");
+        breaker_open(&app.query("INSERT INTO ledger VALUES (9)").await, 'I');
+    }
+    stage.end(&[1, 2, 3, 4, 5, 6, 9]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_refused_in_a_transaction_ends_with_its_first_rollback() {
     // The contract of a refusal: a failed transaction, in PostgreSQL's words, until the application ends it.
     let stage = Stage::new().await;
