@@ -10,7 +10,7 @@ use tidegate_tests::{Frames, Proxy, ScriptedApp, wait_for};
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;
 
-use crate::rig::{SOON, sidecar};
+use crate::rig::{SOON, run, sidecar};
 
 /// How long after a promotion the first write may take. Measured on an idle machine: 0.2 to 0.6 s, and promised is one
 /// second; other tests run at the same time.
@@ -327,6 +327,15 @@ async fn with_two_primaries_of_one_timeline_writes_are_refused_and_reads_go_on()
         first.promote().unwrap();
     });
     wait_write(&mut app).await;
+    // These hold a backend of one of the two already.
+    let (mut pinned, mut reading, mut writing) =
+        (session(&proxy).await, session(&proxy).await, session(&proxy).await);
+    let insert = |id| format!("INSERT INTO written VALUES ({id})");
+    run(&mut pinned, "LISTEN news").await;
+    run(&mut reading, "BEGIN").await;
+    run(&mut reading, "SELECT count(*) FROM written").await;
+    run(&mut writing, "BEGIN").await;
+    run(&mut writing, &insert(1)).await;
 
     block_in_place(|| second.promote()).unwrap();
 
@@ -339,6 +348,15 @@ async fn with_two_primaries_of_one_timeline_writes_are_refused_and_reads_go_on()
     assert!(problem.message().contains("several servers"), "{problem:?}");
     let read = app.query("SELECT count(*) FROM pg_class").await;
     assert_eq!(read.error(), None);
+    for (app, write) in
+        [(&mut pinned, insert(2)), (&mut reading, insert(3)), (&mut writing, "COMMIT".to_owned())]
+    {
+        let problem = app.query(&write).await.error().unwrap_or_else(|| panic!("{write} worked"));
+        assert_eq!(problem.detail_of("reason"), Some("no_upstream"), "{write}: {problem:?}");
+    }
+    run(&mut reading, "ROLLBACK").await;
+    let kept = block_in_place(|| first.sql("SELECT count(*) FROM written")).unwrap();
+    assert_eq!(kept, "0", "somebody wrote");
 }
 
 #[tokio::test(flavor = "multi_thread")]

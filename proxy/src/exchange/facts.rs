@@ -316,6 +316,16 @@ impl Facts {
         )
     }
 
+    /// Whether it may commit something and then go on: an error of it says nothing of what it has done before. Procedures and
+    /// DO blocks can do that `outside` of a transaction.
+    pub fn may_commit_midway(&self, outside: bool) -> bool {
+        if self.statements > 1 {
+            self.commits && !self.commits_last
+        } else {
+            outside && matches!(self.first, StatementKind::Call | StatementKind::Do)
+        }
+    }
+
     /// The only prepared statement that it deallocates, when it does nothing else.
     pub fn sole_deallocate(&self) -> Option<&[u8]> {
         match (self.statements, &*self.changes) {
@@ -521,7 +531,9 @@ mod tests {
         assert_eq!(lane(r"SELECT f('\'', g('s')) --')"), (Need::Write, 3, false));
         assert_eq!(lane(r"SELECT '\''; COMMIT; SELECT ' --'"), (Need::Read, 0, true));
         // It costs nobody else anything.
-        for text in [r"SELECT 'C:\', 'C:\dir'", r"SELECT E'it\'s', 'a'", r"SELECT 'a\b', $$\'$$", r"SELECT B'\'"] {
+        for text in
+            [r"SELECT 'C:\', 'C:\dir'", r"SELECT E'it\'s', 'a'", r"SELECT 'a\b', $$\'$$", r"SELECT B'\'"]
+        {
             assert_eq!(lane(text), (Need::Read, 0, false), "{text}");
         }
     }

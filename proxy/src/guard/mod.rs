@@ -276,6 +276,32 @@ impl Guard {
         self.watch(slot, lane, now, ticket)
     }
 
+    /// What runs goes on in this lane, if that is a higher one: from now on it is watched there.
+    ///
+    /// # Errors
+    /// The breaker of the lane is open.
+    #[inline]
+    pub fn upgrade(
+        &self,
+        slot: Option<&SlotId>,
+        running: Running,
+        lane: Lane,
+        now: Instant,
+    ) -> Result<Running, Refused> {
+        if lane <= running.lane {
+            return Ok(running);
+        }
+        let upgraded = self.begin(slot, lane, now)?;
+        let left = self.breaker(running.lane);
+        if let Some(slot) = slot {
+            left.slots().end(slot.index());
+        }
+        if let Some(ticket) = running.ticket {
+            left.complete(ticket, Outcome::Ignored, now);
+        }
+        Ok(upgraded)
+    }
+
     #[inline]
     fn watch(&self, slot: Option<&SlotId>, lane: Lane, now: Instant, ticket: Option<Ticket>) -> Running {
         if let Some(slot) = slot {

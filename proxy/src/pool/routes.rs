@@ -322,6 +322,12 @@ impl Routes {
             || map.primary().is_some_and(|primary| Arc::ptr_eq(primary, upstream))
     }
 
+    /// Why nobody may write, not even where a transaction is open that has written: several servers take writes.
+    pub fn no_writes(&self) -> Option<WhyNot> {
+        let is_split = self.map.load().topology.writes() == Writes::SplitBrain;
+        is_split.then_some(WhyNot::SplitBrain)
+    }
+
     /// Until when a write that comes now may wait for a primary, and with how many others.
     ///
     /// Where there is none the time counts from its loss. Counted from each write it would be waited out again and

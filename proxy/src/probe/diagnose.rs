@@ -125,7 +125,7 @@ fn verdict<'a>(looks: impl Iterator<Item = &'a Look>) -> Option<Cause> {
     if busy.contains(&Wait::SyncRep) {
         return Some(Cause::SyncStandby);
     }
-    if busy.contains(&Wait::Storage) {
+    if busy.contains(&Wait::Storage) || busy.contains(&Wait::DataFile) {
         return Some(Cause::Storage);
     }
     (!busy.is_empty() && busy.iter().all(|&wait| wait == Wait::Lock)).then_some(Cause::Lock)

@@ -41,8 +41,10 @@ pub enum Wait {
     Idle,
     /// Its commit waits for synchronous standbys. It is committed locally.
     SyncRep,
-    /// For WAL or data to be written or read.
+    /// For WAL to be written. What commits may wait like that.
     Storage,
+    /// For data to be written or read.
+    DataFile,
     /// For a lock.
     Lock,
     /// For something else, or for nothing: it computes.
@@ -66,7 +68,8 @@ impl Look {
     /// Whether only what writes waits like that. Who reads may wait for WAL, too: a page that it needs the place of goes to
     /// the disk behind its WAL.
     pub fn waits_as_a_write(&self) -> bool {
-        self.wait == Wait::SyncRep || self.wait == Wait::Storage && self.has_written
+        let is_at_disk = matches!(self.wait, Wait::Storage | Wait::DataFile);
+        self.wait == Wait::SyncRep || is_at_disk && self.has_written
     }
 }
 
@@ -245,8 +248,8 @@ fn classify(class: &str, event: &str) -> Wait {
     let starts_with = |word: &str| event.get(..word.len()).is_some_and(|it| it.eq_ignore_ascii_case(word));
     match class {
         "IPC" if event == "SyncRep" => Wait::SyncRep,
-        "LWLock" if starts_with("WAL") => Wait::Storage,
-        "IO" if starts_with("WAL") || starts_with("DataFile") => Wait::Storage,
+        "LWLock" | "IO" if starts_with("WAL") => Wait::Storage,
+        "IO" if starts_with("DataFile") => Wait::DataFile,
         "Lock" => Wait::Lock,
         _ => Wait::Other,
     }
@@ -271,7 +274,8 @@ mod tests {
             ("LWLock", "BufferContent", Wait::Other),
             ("IO", "WALSync", Wait::Storage),
             ("IO", "WalSync", Wait::Storage),
-            ("IO", "DataFileExtend", Wait::Storage),
+            ("IO", "DataFileExtend", Wait::DataFile),
+            ("IO", "DataFileRead", Wait::DataFile),
             ("IO", "SLRURead", Wait::Other),
             ("Lock", "transactionid", Wait::Lock),
             ("Client", "ClientRead", Wait::Other),

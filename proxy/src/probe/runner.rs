@@ -246,7 +246,7 @@ impl Inner {
     async fn fate(&self, pid: u32) -> Fate {
         match looks::look(&self.control, &[pid], Instant::now() + LOOK_TIMEOUT).await {
             Ok(seen) => match seen.get(&pid).map(|look| look.wait) {
-                Some(Wait::SyncRep | Wait::Storage | Wait::Hidden) => Fate::Leave,
+                Some(Wait::SyncRep | Wait::Storage | Wait::DataFile | Wait::Hidden) => Fate::Leave,
                 Some(Wait::Idle | Wait::Lock | Wait::Other) | None => Fate::GiveUp,
             },
             Err(ControlError::Unreachable | ControlError::Missing | ControlError::Silent) => Fate::GiveUp,

@@ -26,7 +26,11 @@ impl Conversation {
     pub(super) fn outcome(&self) -> Outcome {
         let notes = &self.notes;
         let autocommit = self.status == TransactionStatus::Idle || notes.ends_transaction;
-        if notes.commits || (autocommit && notes.sent == Need::Write) {
+        // It may write although its text does not say so: by a hint, by order, or because its like was seen to.
+        let is_hidden_write = self.status == TransactionStatus::Idle
+            && notes.sent == Need::Read
+            && self.transaction.lane() == Some(Lane::Write);
+        if notes.commits || is_hidden_write || (autocommit && notes.sent == Need::Write) {
             Outcome::Unknown
         } else {
             Outcome::RolledBack

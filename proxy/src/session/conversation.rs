@@ -43,6 +43,10 @@ pub struct Conversation {
     pub(super) between_exchanges: bool,
     /// Whether the next exchange may be sent.
     pub(super) gate: Gate,
+    /// Whether the server said that what the transaction wrote has changed anything.
+    pub(super) has_changed: bool,
+    /// Bytes in front of what is sent next that were looked at when it was admitted.
+    pub(super) looked_at: usize,
     /// Who answers the message at the front.
     pub(super) front: Whose,
     pub(super) barrier: Barrier,
@@ -252,6 +256,8 @@ impl Conversation {
             unsynced: false,
             between_exchanges: true,
             gate: Gate::Shut,
+            has_changed: false,
+            looked_at: 0,
             begin: Vec::new(),
             transaction: TransactionLane::default(),
             last_sent: LastSent::default(),
@@ -337,6 +343,12 @@ impl Conversation {
         self.inbound.left
     }
 
+    /// Whether all that was sent is answered, and no part of an exchange was admitted that is not sent.
+    #[inline]
+    pub(super) fn is_answered(&self) -> bool {
+        self.between_exchanges && self.ledger.is_empty() && !self.owes_sync()
+    }
+
     /// Whether the server still waits for a Sync that the application owes.
     pub fn owes_sync(&self) -> bool {
         self.skipping != Skipping::No || self.unsynced
@@ -358,6 +370,8 @@ impl Conversation {
         self.unsynced = false;
         self.between_exchanges = true;
         self.gate = Gate::Shut;
+        self.has_changed = false;
+        self.looked_at = 0;
         self.transaction = TransactionLane::default();
         self.forget_ahead();
         self.plain = None;

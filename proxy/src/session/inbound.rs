@@ -12,6 +12,7 @@ use crate::backend::connection::UnnamedOwner;
 use crate::backend::prepared::schema_changed;
 use crate::backend::{Backend, StatementId};
 use crate::exchange::ledger::Parsed;
+use crate::exchange::refusal::Outcome;
 use crate::exchange::{Owed, Refusal};
 use crate::io::Flow;
 use crate::sql::Lane;
@@ -119,6 +120,7 @@ impl Conversation {
                 break;
             }
             if header.tag == tag::COMMAND_COMPLETE {
+                self.note_tag(rest.get(HEADER_LEN..header.frame_len).unwrap_or_default());
                 self.copy_in = CopyIn::No;
                 self.tokens.completed();
             }
@@ -376,6 +378,7 @@ impl Conversation {
                 _ => {}
             }
         }
+        self.note_tag(flow.unseen().get(HEADER_LEN..header.frame_len).unwrap_or_default());
         self.copy_in = CopyIn::No;
         if self.timing_out.is_some() && self.replication == Replicated::No {
             // The error that comes instead stands before ReadyForQuery.
@@ -384,6 +387,19 @@ impl Conversation {
         }
         self.tokens.completed();
         self.settle_or_query(header, |owed| matches!(owed, Owed::Execute))
+    }
+
+    /// A statement of the application ended with this command tag.
+    #[inline]
+    fn note_tag(&mut self, command_tag: &[u8]) {
+        if self.transaction.lane() != Some(Lane::Write) {
+            return;
+        }
+        match command_tag {
+            // Of a savepoint, perhaps: what came before that may still be there, but is not known to be.
+            b"ROLLBACK\0" => self.has_changed = false,
+            command_tag => self.has_changed |= tag::says_changed(command_tag),
+        }
     }
 
     /// A statement ended in a transaction that a question of ours had failed: only ROLLBACK and COMMIT can.
@@ -478,6 +494,18 @@ impl Conversation {
         let cancelled = fields.code == b"57014";
         let failure = self.take_failure(&fields);
         self.failed(backend, &fields);
+        if cancelled
+            && self.notes.commits_midway
+            && let Some(why) = self.timing_out.take()
+        {
+            // It ends with this error; what it has committed before stays.
+            let (cause, outcome) = (why.timed_out.cause, Outcome::Unknown);
+            let refusal = Refusal::CommitUnresolved { cause, outcome, known: None };
+            let upstream = Arc::clone(&self.upstream);
+            flow.replace(header.frame_len, |out, _| refusal.put(&upstream, out));
+            lanes::told(why.timed_out.lane, &refusal);
+            return Step::Next;
+        }
         if cancelled && let Some(why) = self.timing_out.take() {
             flow.replace(header.frame_len, |out, frame| {
                 let body = frame.get(HEADER_LEN..).unwrap_or_default();

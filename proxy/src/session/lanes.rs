@@ -10,7 +10,7 @@ use crate::exchange::Facts;
 use crate::exchange::facts::{Need, Reach};
 use crate::pool::{Learned, Pool};
 use crate::sql::terms::LaneChoice;
-use crate::sql::{Access, FingerprintKey, Lane, PlainStrings, fingerprint};
+use crate::sql::{Access, FingerprintKey, Lane, PlainStrings, StatementKind, fingerprint};
 
 /// The key of all fingerprints of this process.
 static KEY: LazyLock<FingerprintKey> = LazyLock::new(FingerprintKey::random);
@@ -36,12 +36,27 @@ pub struct Surroundings<'a> {
 pub struct TransactionLane {
     lane: Option<Lane>,
     access: Option<Access>,
+    savepoints: Savepoints,
     reach: Reach,
+}
+
+/// What the access of a transaction has to do with its savepoints: one that was set within a savepoint goes with it, by
+/// RELEASE as well as by ROLLBACK TO (`CommitSubTransaction` and `AbortSubTransaction` in `src/backend/access/transam/xact.c`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Savepoints {
+    /// There was none.
+    #[default]
+    None,
+    /// The access, if any, was set before.
+    Within,
+    /// The access was set within one.
+    AccessWithin,
 }
 
 impl TransactionLane {
     /// Behind one statement that reads, anywhere.
-    pub const READ: Self = Self { lane: Some(Lane::Read), access: None, reach: Reach::Anywhere };
+    pub const READ: Self =
+        Self { lane: Some(Lane::Read), access: None, savepoints: Savepoints::None, reach: Reach::Anywhere };
 
     /// Which servers may run all of it so far.
     pub fn reach(self) -> Reach {
@@ -61,11 +76,7 @@ impl TransactionLane {
         surroundings: Surroundings<'_>,
         fingerprint: impl FnOnce() -> u128,
     ) -> Lane {
-        if facts.access.is_some() {
-            self.access = facts.access;
-        } else if facts.begins || (facts.ends_transaction && !facts.chains) {
-            self.access = None;
-        }
+        self.follow_access(facts);
         self.reach = self.reach.max(facts.reach);
         let asked = facts.hints.lane.and_then(LaneChoice::lane);
         let lane = self.of(facts, asked.or(surroundings.asked), surroundings, fingerprint);
@@ -74,6 +85,33 @@ impl TransactionLane {
             self.lane = self.lane.max(Some(lane));
         }
         lane
+    }
+
+    fn follow_access(&mut self, facts: &Facts) {
+        if facts.begins || (facts.ends_transaction && !facts.chains) {
+            (self.access, self.savepoints) = (None, Savepoints::None);
+        }
+        if facts.access.is_some() {
+            self.access = facts.access;
+            if self.savepoints == Savepoints::Within {
+                self.savepoints = Savepoints::AccessWithin;
+            }
+        }
+        match facts.first {
+            StatementKind::Savepoint if self.savepoints == Savepoints::None => {
+                self.savepoints = Savepoints::Within;
+            }
+            StatementKind::Release | StatementKind::RollbackTo
+                if self.savepoints == Savepoints::AccessWithin =>
+            {
+                (self.access, self.savepoints) = (None, Savepoints::Within);
+            }
+            // Of a text of several it is not known where its savepoints stand.
+            _ if facts.statements > 1 && !facts.begins => {
+                (self.access, self.savepoints) = (None, Savepoints::Within);
+            }
+            _ => {}
+        }
     }
 
     fn of(
@@ -92,8 +130,8 @@ impl TransactionLane {
         if facts.lane == Need::Neutral {
             return self.lane.unwrap_or(Lane::Read);
         }
-        // What ends the transaction may have its write behind the end.
-        if self.access == Some(Access::ReadOnly) && !facts.ends_transaction {
+        // In a text of several the write may stand behind the end, or in front of what forbids it.
+        if self.access == Some(Access::ReadOnly) && !facts.ends_transaction && facts.statements == 1 {
             return Lane::Read;
         }
         own(facts, surroundings, fingerprint)
@@ -135,7 +173,7 @@ mod tests {
     async fn the_transaction_decides_with_the_statement() {
         // A read in the place of a write escapes the bound of its lane; a write in the place of a read starves.
         use Lane::{Read, Write};
-        let rows: [(&[&str], &[Lane]); 14] = [
+        let rows: [(&[&str], &[Lane]); 20] = [
             (&["SELECT 1"], &[Read]),
             (&["INSERT INTO t VALUES (1)"], &[Write]),
             (&["BEGIN", "SELECT 1", "COMMIT"], &[Read, Read, Read]),
@@ -151,6 +189,31 @@ mod tests {
                 &[Read, Read, Write],
             ),
             (&["BEGIN READ ONLY", "COMMIT; INSERT INTO t VALUES (1)"], &[Read, Write]),
+            (&["BEGIN; INSERT INTO t VALUES (1); SET TRANSACTION READ ONLY", "COMMIT"], &[Write, Write]),
+            (
+                &[
+                    "BEGIN",
+                    "SAVEPOINT s",
+                    "SET TRANSACTION READ ONLY",
+                    "SELECT f()",
+                    "RELEASE s",
+                    "SELECT f()",
+                ],
+                &[Read, Read, Read, Read, Read, Write],
+            ),
+            (
+                &["BEGIN", "SAVEPOINT s", "SET TRANSACTION READ ONLY", "ROLLBACK TO s", "DELETE FROM t"],
+                &[Read, Read, Read, Read, Write],
+            ),
+            (
+                &["BEGIN READ ONLY", "SAVEPOINT s", "RELEASE s", "SELECT unknown_function()"],
+                &[Read, Read, Read, Read],
+            ),
+            (
+                &["BEGIN", "SAVEPOINT s", "SET TRANSACTION READ ONLY", "SELECT 1; RELEASE s", "SELECT f()"],
+                &[Read, Read, Read, Read, Write],
+            ),
+            (&["BEGIN READ ONLY", "COMMIT", "SELECT f()"], &[Read, Read, Write]),
             (&["SELECT /*tidegate:lane=read*/ unknown_function()"], &[Read]),
             (&["/*tidegate:lane=write*/ SELECT 1"], &[Write]),
             (&["/*tidegate:lane=write*/ BEGIN", "SELECT 1", "COMMIT"], &[Write, Write, Write]),

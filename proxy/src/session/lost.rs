@@ -104,7 +104,7 @@ impl Session {
         self.begin_rollback(lease, sorted, now, now);
         // In a Sync there is nothing to be refused.
         if header.tag == frontend::SYNC || self.talk.only_rolls_back(self.to_db.unseen()) {
-            self.talk.gate = Gate::Open;
+            self.talk.admitted(sorted.looked_at);
             return;
         }
         let error = if self.talk.status == TransactionStatus::Failed {
@@ -117,6 +117,7 @@ impl Session {
             error.into()
         };
         self.talk.between_exchanges = false;
+        self.talk.looked_at = sorted.looked_at.saturating_sub(header.frame_len);
         self.talk.doom(header, error, &mut self.to_db);
     }
 

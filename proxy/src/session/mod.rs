@@ -306,16 +306,6 @@ impl Session {
         })
     }
 
-    /// Names the backend that serves the session, so that cancels and deadlines find their way.
-    #[inline]
-    fn serve(&self, lease: &Lease) {
-        let entry = &self.registration.entry;
-        entry.serve(&lease.cancel_target);
-        if let Some(slot) = &lease.slot {
-            slot.serve(entry);
-        }
-    }
-
     /// The backend does not serve the session any more.
     #[inline]
     fn let_go(&mut self, lease: &Lease, end: &Relayed) {

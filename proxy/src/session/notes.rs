@@ -61,6 +61,8 @@ pub struct Notes {
     pub begins: bool,
     /// Whether a COMMIT was among it.
     pub commits: bool,
+    /// Whether anything among it may commit and go on.
+    pub commits_midway: bool,
     /// Whether anything among it ends a transaction.
     pub ends_transaction: bool,
     /// Whether the transaction was, in part or as a whole, rolled back.
@@ -103,6 +105,7 @@ impl Default for Notes {
             sent: Need::Neutral,
             begins: false,
             commits: false,
+            commits_midway: false,
             ends_transaction: false,
             rolls_back: false,
             alters_schema: false,
@@ -188,6 +191,7 @@ impl Notes {
         self.sent = Need::Neutral;
         self.begins = false;
         self.commits = false;
+        self.commits_midway = false;
         self.ends_transaction = false;
         if status != TransactionStatus::Idle {
             return;

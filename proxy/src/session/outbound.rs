@@ -66,10 +66,7 @@ impl Conversation {
             let Some(header) = Header::read_frontend(flow.unseen())? else {
                 return Ok(Outbound::More);
             };
-            // Data of a COPY belongs to the exchange before.
-            if self.between_exchanges
-                && !matches!(header.tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL)
-            {
+            if self.is_to_be_admitted(header) {
                 if self.gate == Gate::Shut {
                     // Half an exchange must not keep the backend that the one before needed, and cannot be judged.
                     if assemble(flow)? == Assembled::Partial {
@@ -90,11 +87,35 @@ impl Conversation {
                     continue;
                 }
             }
-            match self.outbound_frame(header, flow, backend)? {
+            let there = flow.unseen().len();
+            let step = self.outbound_frame(header, flow, backend)?;
+            let moved = there - flow.unseen().len() + self.outbound.left;
+            self.looked_at = self.looked_at.saturating_sub(moved);
+            match step {
                 Step::Next => {}
                 Step::Stop(why) => return Ok(why),
             }
         }
+    }
+
+    /// Whether the message at the front begins something that was not looked at yet: an exchange, or the rest of one that
+    /// goes on behind a Flush, or was not there as a whole.
+    #[inline]
+    fn is_to_be_admitted(&self, header: Header) -> bool {
+        match header.tag {
+            // Data of a COPY belongs to the exchange before.
+            tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL => false,
+            // Between exchanges there is nothing to flush.
+            _ if self.between_exchanges => header.tag != tag::FLUSH,
+            _ => self.looked_at == 0 && self.skipping == Skipping::No,
+        }
+    }
+
+    /// What was looked at may be sent.
+    #[inline]
+    pub(super) fn admitted(&mut self, looked_at: usize) {
+        self.gate = Gate::Open;
+        self.looked_at = looked_at;
     }
 
     /// See [`Barrier`].
@@ -207,7 +228,9 @@ impl Conversation {
             let mut answer = Vec::new();
             reply::put_command_complete(&mut answer, b"DEALLOCATE");
             self.ledger.owe(Owed::LocalQuery(answer.into()));
-            return Ok(self.move_on(header, flow, Fate::Skip));
+            let step = self.move_on(header, flow, Fate::Skip);
+            self.exchange_ends();
+            return Ok(step);
         }
         self.lend_name(&facts, flow);
         self.sent(&facts);
@@ -252,6 +275,7 @@ impl Conversation {
 
     pub(super) fn sent(&mut self, facts: &Facts) {
         self.tokens.sent(facts);
+        self.notes.commits_midway |= facts.may_commit_midway(self.is_outside());
         let NewPins(reason) = self.notes.sent(facts, &mut self.pins);
         self.note_sent(reason);
         if !facts.changes.is_empty() {

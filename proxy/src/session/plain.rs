@@ -43,6 +43,15 @@ pub(super) enum Plain {
     },
 }
 
+impl Plain {
+    /// Of all frames.
+    pub(super) const fn len(&self) -> usize {
+        match self {
+            Self::Query { len } | Self::Parsed { len, .. } | Self::Bound { len, .. } => *len,
+        }
+    }
+}
+
 /// What the exchange at the front looks like.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ahead {

@@ -2,12 +2,18 @@
 //! given to others. Where that does not work in time it is given up on, and its place is free when the server says that
 //! its process is gone: an application that leaves what is stuck must not make room for more of the same.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::conversation::{Conversation, Position};
 use super::relay::Hold;
 use crate::backend::connection::{DrainScan, UnnamedOwner};
 use crate::backend::{BackendError, Settings};
+use crate::config::SyncWait;
+use crate::exchange::refusal::Outcome;
+use crate::guard::{LOOK_WITHIN, LeftAlone, Wait};
 use crate::pool::Lease;
 use crate::wire::frame::put_frame;
 use crate::wire::{SqlState, TransactionStatus, frontend};
@@ -16,6 +22,8 @@ use crate::wire::{SqlState, TransactionStatus, frontend};
 const DRAIN: Duration = Duration::from_secs(1);
 /// ROLLBACK, or `DISCARD ALL`.
 const CLEAN: Duration = Duration::from_millis(500);
+/// How often whoever asked for a look sees whether it is there.
+const LOOK_EVERY: Duration = Duration::from_millis(10);
 /// Until a cancel of somebody else has landed: its own deadline and some.
 const SETTLE: Duration = Duration::from_secs(1);
 
@@ -28,6 +36,8 @@ pub(super) struct Plan {
     copying_in: bool,
     inbound_left: usize,
     hold: Hold,
+    /// Whether what runs may be committing.
+    commits: bool,
 }
 
 impl Plan {
@@ -43,6 +53,7 @@ impl Plan {
             copying_in: talk.is_copying_in(),
             inbound_left: talk.inbound_left(),
             hold,
+            commits: talk.outcome() == Outcome::Unknown,
         }
     }
 }
@@ -70,10 +81,32 @@ pub(super) async fn recover(mut lease: Lease, plan: Plan) {
     if !torn && lease.pool().key.replication.is_some() {
         return lease.terminate().await;
     }
+    if plan.commits && plan.is_single() && waits_at_its_end(&lease).await {
+        let _left = LeftAlone::new(Arc::clone(lease.pool()));
+        return see_off(lease, plan).await;
+    }
     if torn || end_work(&mut lease, &plan).await.is_err() {
         return lease.give_up();
     }
     quarantine(lease).await;
+}
+
+/// Whether what runs has written and waits for a standby or for the log. A cancel would make its commit visible though no standby
+/// has it, or not stop it at all: nobody waits for it any more, but that is no reason to do so.
+async fn waits_at_its_end(lease: &Lease) -> bool {
+    let upstream = &lease.pool().upstream;
+    if upstream.limits().sync_wait != SyncWait::Leave {
+        return false;
+    }
+    let (pid, asked) = (lease.cancel_target.process_id, Instant::now());
+    upstream.guard.ask_for_look(pid);
+    while asked.elapsed() < LOOK_WITHIN {
+        tokio::time::sleep(LOOK_EVERY).await;
+        if let Some(look) = upstream.guard.look(pid, asked) {
+            return matches!(look.wait, Wait::SyncRep | Wait::Storage);
+        }
+    }
+    false
 }
 
 async fn end_work(lease: &mut Lease, plan: &Plan) -> Result<(), ()> {

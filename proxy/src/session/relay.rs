@@ -6,10 +6,11 @@
 use std::hint::cold_path;
 use std::task::{Context, Poll};
 
+use tidegate_layers::shed::Reason;
 use tokio::time::Instant;
 
 use super::Session;
-use super::conversation::{Gate, Whose};
+use super::conversation::Whose;
 use super::inbound::Inbound;
 use super::outbound::Outbound;
 use super::registry::{Phase, Signal};
@@ -19,7 +20,8 @@ use super::watch::{Aftermath, Verdict};
 use crate::clock;
 use crate::exchange::{Refusal, refusal};
 use crate::pool::Lease;
-use crate::wire::{TransactionStatus, WireError};
+use crate::sql::Lane;
+use crate::wire::{Header, TransactionStatus, WireError};
 
 /// Rounds of one poll before other sessions of the worker get their turn.
 const ROUNDS: usize = 32;
@@ -245,6 +247,10 @@ impl Session {
     #[inline]
     fn carry_inbound(&mut self, cx: &mut Context<'_>, lease: &mut Lease) -> Side {
         self.talk.give_local_answers(&mut self.to_app);
+        // All of it may have been ours to answer.
+        if self.watch.is_running() && self.talk.is_answered() {
+            self.end_exchange(lease);
+        }
         self.note_phase();
         let mut side = Side::Waits;
         loop {
@@ -284,7 +290,7 @@ impl Session {
                     self.pool.upstream.hinted(in_recovery);
                 }
                 if self.watch.is_running() {
-                    if self.talk.ledger.is_empty() && !self.talk.owes_sync() {
+                    if self.talk.is_answered() {
                         self.end_exchange(lease);
                     } else {
                         self.note_progress(lease);
@@ -323,11 +329,12 @@ impl Session {
             Aftermath::Pending => return Admitted::NotYet,
             Aftermath::Doomed => return Admitted::Never,
         }
+        if !self.talk.between_exchanges {
+            return self.admit_rest(cx, lease);
+        }
         let now = clock::now();
         self.talk.terms.refresh();
-        self.talk.front = Whose::Unknown;
-        self.talk.look_ahead(self.to_db.unseen(), &self.pool);
-        let sorted = self.talk.sort(self.to_db.unseen(), &self.pool);
+        let sorted = self.look_at_next();
         match self.place(lease, sorted.reach()) {
             Place::Here => {}
             // What was sent before has to be answered first; then the backend is given back.
@@ -337,6 +344,13 @@ impl Session {
             Place::Lost => {
                 return Admitted::No(Refusal::BackendLost { outcome: refusal::Outcome::RolledBack });
             }
+        }
+        if let Some(refusal) = self.forbids(sorted.lane) {
+            return if self.talk.ledger.is_empty() {
+                self.refuse_unless_it_rolls_back(lease, sorted, refusal, now, now)
+            } else {
+                Admitted::NotYet
+            };
         }
         // The wait for the lane counts.
         let began = self.watch.waiting_since().unwrap_or(now);
@@ -349,11 +363,74 @@ impl Session {
                 Some(_) | None => Admitted::NotYet,
             };
         }
-        if let Err(refusal) = self.begin_exchange(lease, sorted, began, now) {
-            return self.refuse_unless_it_rolls_back(lease, sorted, refusal, began, now);
+        match self.begin_exchange(lease, sorted, began, now) {
+            Ok(()) => self.talk.admitted(sorted.looked_at),
+            Err(_) if !self.talk.ledger.is_empty() => return Admitted::NotYet,
+            Err(refusal) => return self.refuse_unless_it_rolls_back(lease, sorted, refusal, began, now),
         }
-        self.talk.gate = Gate::Open;
         Admitted::Yes
+    }
+
+    fn look_at_next(&mut self) -> Sorted {
+        self.talk.front = Whose::Unknown;
+        self.talk.look_ahead(self.to_db.unseen(), &self.pool);
+        self.talk.sort(self.to_db.unseen(), &self.pool)
+    }
+
+    /// Whether the rest of an exchange may be sent, of which a part was sent before all of it was there. That part is under
+    /// way, so the rest is not refused but made to fail.
+    #[cold]
+    fn admit_rest(&mut self, cx: &mut Context<'_>, lease: &mut Lease) -> Admitted {
+        let now = clock::now();
+        let are_answers_coming = self.talk.last_sent.flushed && !self.talk.ledger.is_empty();
+        let sorted = self.look_at_next();
+        // What runs is more than this.
+        self.talk.last_sent.flushed = true;
+        let admitted = match self.enter_lane_at_once(cx, lease, sorted.lane, now) {
+            Poll::Pending if are_answers_coming => return Admitted::NotYet,
+            Poll::Pending => Err(self.no_room(sorted.lane, Reason::Limit)),
+            Poll::Ready(Err(refusal)) => Err(refusal),
+            Poll::Ready(Ok(())) => self.begin_exchange(lease, sorted, now, now),
+        };
+        match admitted {
+            Ok(()) => self.talk.admitted(sorted.looked_at),
+            Err(refusal) => self.fail_rest(sorted, &refusal),
+        }
+        Admitted::Yes
+    }
+
+    /// Charges the lease to a higher lane, if that has room.
+    fn enter_lane_at_once(
+        &self,
+        cx: &mut Context<'_>,
+        lease: &mut Lease,
+        lane: Lane,
+        now: Instant,
+    ) -> Poll<Result<(), Refusal>> {
+        if let Some(refusal) = self.forbids(lane) {
+            return Poll::Ready(Err(refusal));
+        }
+        if lane <= lease.lane() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Err(open) = self.pool.upstream.guard.admit(lane, now) {
+            return Poll::Ready(Err(Refusal::breaker_open(lane, open)));
+        }
+        let moved = lease.poll_move(lane, cx);
+        if moved.is_pending() {
+            lease.stay();
+        }
+        moved
+    }
+
+    /// What comes next in an exchange fails, in the application's eyes by this refusal.
+    fn fail_rest(&mut self, sorted: Sorted, refusal: &Refusal) {
+        let Ok(Some(header)) = Header::read_frontend(self.to_db.unseen()) else { return };
+        self.count(refusal);
+        let mut error = Vec::new();
+        refusal.put(&self.pool.upstream.name, &mut error);
+        self.talk.looked_at = sorted.looked_at.saturating_sub(header.frame_len);
+        self.talk.doom(header, error.into(), &mut self.to_db);
     }
 
     /// Charges the lease to the lane. `Err(None)`: there is no room yet.
@@ -370,7 +447,7 @@ impl Session {
             return Err(Some(Refusal::breaker_open(lane, open)));
         }
         // What was sent before stays charged to its lane until it is answered.
-        let is_free = self.talk.is_outside() && self.talk.ledger.is_empty();
+        let is_free = self.talk.is_outside() && self.talk.is_answered();
         if lane == lease.lane() || (lane < lease.lane() && !is_free) {
             return Ok(());
         }

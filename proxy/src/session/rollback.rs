@@ -6,7 +6,7 @@
 use tokio::time::Instant;
 
 use super::Session;
-use super::conversation::{Conversation, Gate};
+use super::conversation::Conversation;
 use super::front::Stage;
 use super::relay::{Admitted, Told};
 use super::sorting::Sorted;
@@ -18,7 +18,6 @@ use crate::sql::StatementKind;
 use crate::wire::frame::{HEADER_LEN, split_cstr};
 use crate::wire::frontend::{self as tag, BindNames, Parse, query_text};
 use crate::wire::{Header, TransactionStatus};
-
 
 /// Whether it is a ROLLBACK behind which there is no transaction.
 fn ends(facts: &Facts) -> bool {
@@ -121,7 +120,7 @@ impl Session {
             return Admitted::No(refusal);
         }
         self.begin_rollback(lease, sorted, began, now);
-        self.talk.gate = Gate::Open;
+        self.talk.admitted(sorted.looked_at);
         Admitted::Yes
     }
 

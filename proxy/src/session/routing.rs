@@ -16,6 +16,7 @@ use crate::exchange::Refusal;
 use crate::exchange::facts::Reach;
 use crate::pool::hold::Ended;
 use crate::pool::{Lease, Pool, Upstream};
+use crate::sql::Lane;
 use crate::upstream::{LastWrite, WhyNot};
 use crate::wire::TransactionStatus;
 
@@ -160,6 +161,12 @@ impl Session {
             Ended::Look => Ok(()),
             Ended::Displaced => refusal(),
         }
+    }
+
+    /// Why a write may not be sent, wherever it would run.
+    pub(super) fn forbids(&self, lane: Lane) -> Option<Refusal> {
+        let why = (lane == Lane::Write).then(|| self.routes.no_writes()).flatten()?;
+        Some(Refusal::NoServer { why, retry_after: RETRY_AFTER })
     }
 
     /// Whether the backend that the session holds may run what comes next.

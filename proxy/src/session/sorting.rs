@@ -33,6 +33,8 @@ pub(super) struct Sorted {
     /// Whether it begins with BEGIN.
     begins: bool,
     statements: Statements,
+    /// How many bytes of it were looked at; the rest of a message that is not there as a whole is counted.
+    pub(super) looked_at: usize,
 }
 
 /// How many statements were looked at.
@@ -107,6 +109,7 @@ impl Sorted {
         commits: false,
         begins: false,
         statements: Statements::Some,
+        looked_at: 0,
     };
 
     /// What it is, under this transaction status.
@@ -173,17 +176,21 @@ impl Conversation {
     /// out about the first text is kept for when that text is sent.
     #[inline]
     pub(super) fn sort(&mut self, bytes: &[u8], pool: &Arc<Pool>) -> Sorted {
-        if self.plain.is_some() { Sorted::PLAIN } else { self.sort_at_length(bytes, pool) }
+        match &self.plain {
+            Some(plain) => Sorted { looked_at: plain.len(), ..Sorted::PLAIN },
+            None => self.sort_at_length(bytes, pool),
+        }
     }
 
     fn sort_at_length(&mut self, bytes: &[u8], pool: &Arc<Pool>) -> Sorted {
-        let is_new = self.is_outside();
+        let is_new = self.is_outside() && !self.unsynced;
         let mut sorted = Sorted {
             lane: Lane::Read,
             transaction: if is_new { TransactionLane::default() } else { self.transaction },
             commits: false,
             begins: false,
             statements: Statements::None,
+            looked_at: 0,
         };
         sorted.lane = sorted.transaction.lane().unwrap_or(Lane::Read);
         let mut parsed = Parsed::default();
@@ -191,6 +198,7 @@ impl Conversation {
         loop {
             let Ok(Some(header)) = Header::read_frontend(rest) else { return sorted };
             let there = rest.len().min(header.frame_len);
+            sorted.looked_at += header.frame_len;
             let whole = there == header.frame_len;
             let body = rest.get(HEADER_LEN..there).unwrap_or_default();
             match header.tag {

@@ -16,7 +16,6 @@ use tokio::time::Instant;
 use tower::Service as _;
 
 use super::Session;
-use super::conversation::Gate;
 use super::front::{Next, Woken};
 use super::recover::take_the_blow;
 use super::registry::{Phase, Signal};
@@ -195,6 +194,11 @@ impl Session {
         };
         let (asked, epoch) = (queued.asked, queued.epoch);
         Poll::Ready(match self.acquired(acquired, asked) {
+            Ok(lease) if self.routes.epoch() != epoch && self.forbids(asked.sorted.lane).is_some() => {
+                lease.give_back();
+                *tenure = Tenure::Without;
+                ControlFlow::Break(Turn::Search(asked, asked.since.elapsed()))
+            }
             // The wait for it is not part of the service.
             Ok(lease) => self.take_up(lease, asked, clock::now(), tenure),
             Err(None) => ControlFlow::Break(Turn::Gone),
@@ -252,12 +256,16 @@ impl Session {
     /// The exchange at the front has a backend.
     #[inline]
     fn take_up(&mut self, lease: Lease, asked: Asked, now: Instant, tenure: &mut Tenure) -> Turned {
+        // Before it has a deadline: one that passes while its settings are brought must find somebody.
+        if let Some(slot) = &lease.slot {
+            slot.serve(&self.registration.entry);
+        }
         if let Err(refusal) = self.begin_exchange(&lease, asked.sorted, asked.began, now) {
             lease.give_back();
             *tenure = Tenure::Without;
             return self.turn_away(refusal);
         }
-        self.talk.gate = Gate::Open;
+        self.talk.admitted(asked.sorted.looked_at);
         if !Arc::ptr_eq(&lease.applied, &self.talk.wanted) {
             *tenure = Tenure::Without;
             return ControlFlow::Break(Turn::Settings(lease, self.deadline(asked)));
@@ -269,7 +277,7 @@ impl Session {
     /// The backend has what the session expects of it.
     #[inline]
     pub(super) fn hold(&mut self, mut lease: Lease, tenure: &mut Tenure) {
-        self.serve(&lease);
+        self.registration.entry.serve(&lease.cancel_target);
         self.talk.tokens.on =
             lease.knows_tokens && self.pool.upstream.resolves() && self.pool.key.replication.is_none();
         self.send_begin(&mut lease);

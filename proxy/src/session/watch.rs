@@ -314,7 +314,7 @@ fn is_load(look: Option<&Look>) -> bool {
 fn cause(wait: Wait) -> Cause {
     match wait {
         Wait::SyncRep => Cause::SyncStandby,
-        Wait::Storage => Cause::Storage,
+        Wait::Storage | Wait::DataFile => Cause::Storage,
         Wait::Lock => Cause::Lock,
         Wait::Idle | Wait::Other | Wait::Hidden => Cause::Unknown,
     }
@@ -369,7 +369,7 @@ impl Session {
         let lane = sorted.lane;
         self.watch.asks(lane);
         let began_ms = clock::at_ms(began);
-        if self.talk.is_outside() || self.watch.transaction.is_none() {
+        if self.talk.is_outside() && !self.talk.unsynced || self.watch.transaction.is_none() {
             self.watch.transaction = Some(began_ms);
         }
         let mut kind = sorted.kind(status);
@@ -377,15 +377,15 @@ impl Session {
         if self.watch.run.is_none() {
             self.watch.errors = self.talk.errors;
         }
+        let slot = lease.slot.as_ref();
         let running = match self.watch.run {
-            Some(run) => {
-                kind = kind.max(run.kind);
-                run.running
-            }
-            None => guard
-                .begin(lease.slot.as_ref(), lane, now)
-                .map_err(|open| Refusal::breaker_open(lane, open))?,
+            Some(run) => guard.upgrade(slot, run.running, lane, now),
+            None => guard.begin(slot, lane, now),
         };
+        let running = running.map_err(|open| Refusal::breaker_open(lane, open))?;
+        if let Some(run) = self.watch.run {
+            kind = kind.max(run.kind);
+        }
         self.talk.transaction = sorted.transaction;
         let bounds = Bounds::new(self.talk.terms.applied(), lane, kind, self.watch.transaction);
         let own = bounds.due(began_ms);
@@ -433,30 +433,45 @@ impl Session {
     pub(super) fn end_exchange(&mut self, lease: &mut Lease) {
         let Some(run) = self.watch.run.take() else { return };
         let now = clock::now();
+        let was_served = self.talk.answers != self.watch.answers;
         self.watch.answers = self.talk.answers;
         let health = match self.watch.overdue {
             Overdue::No => self.health(),
             Overdue::Looking | Overdue::Cancelling => Health::Failed,
         };
-        if health == Health::Ok {
+        let mut proves = was_served && health == Health::Ok;
+        if proves {
             lease.fared_well();
-            if run.kind != Kind::Statement && self.talk.errors == self.watch.errors {
-                self.pool.upstream.guard.wrote();
-                self.places.wrote(now);
-            }
         }
-        let took = self.pool.upstream.guard.end(lease.slot.as_ref(), run.running, health, now);
-        if self.watch.overdue != Overdue::Cancelling {
+        if run.running.lane == Lane::Write && health == Health::Ok {
+            proves &= self.note_commit(run.kind, now);
+        }
+        let told = if health == Health::Ok && !proves { Health::Ignored } else { health };
+        let took = self.pool.upstream.guard.end(lease.slot.as_ref(), run.running, told, now);
+        if was_served && self.watch.overdue != Overdue::Cancelling {
             lanes::served(run.running.lane, took);
         }
         self.watch.overdue = Overdue::No;
-        let idle = self.talk.status == TransactionStatus::Idle;
-        if idle {
+        if self.talk.status == TransactionStatus::Idle {
             self.watch.transaction = None;
+            self.talk.has_changed = false;
         }
         // A transaction has a deadline of its own, also while nothing runs in it; one that has failed is over.
         let open = self.watch.transaction.filter(|_| self.talk.status == TransactionStatus::InTransaction);
         arm(lease, whole(self.talk.terms.now(), open));
+    }
+
+    /// A write was answered. Whether it shows that writes come to their ends: only what changes something and commits has
+    /// to wait for what they wait for.
+    fn note_commit(&mut self, kind: Kind, now: Instant) -> bool {
+        if kind == Kind::Statement || self.talk.errors != self.watch.errors {
+            return false;
+        }
+        self.places.wrote(now);
+        if self.talk.has_changed {
+            self.pool.upstream.guard.wrote();
+        }
+        self.talk.has_changed
     }
 
     /// What runs ends without an answer of the server.
@@ -505,7 +520,7 @@ impl Session {
             return Verdict::Patience;
         }
         let look = self.pool.upstream.guard.look(lease.cancel_target.process_id, run.running.since);
-        let kind = self.kind_overdue(run);
+        let kind = self.kind_overdue(run, look.as_ref());
         match (self.watch.overdue, kind) {
             (Overdue::No, Kind::Statement) => {
                 if is_load(look.as_ref()) {
@@ -536,10 +551,16 @@ impl Session {
         }
     }
 
-    /// Nothing commits by itself before the end of a COPY's data.
-    fn kind_overdue(&self, run: Run) -> Kind {
+    /// What was sent may be more than what was there when it was admitted, or do more than its text says.
+    fn kind_overdue(&self, run: Run, look: Option<&Look>) -> Kind {
+        let commits = || {
+            self.talk.outcome() == refusal::Outcome::Unknown
+                || self.talk.is_outside() && look.is_some_and(Look::waits_as_a_write)
+        };
         match run.kind {
-            Kind::Autocommit if self.talk.is_copying_in() => Kind::Statement,
+            // Nothing commits by itself before the end of a COPY's data.
+            Kind::Autocommit | Kind::Statement if self.talk.is_copying_in() => Kind::Statement,
+            Kind::Statement if commits() => Kind::Autocommit,
             kind => kind,
         }
     }
@@ -575,7 +596,7 @@ impl Session {
         let Some(look) = guard.look(process_id, run.running.since) else { return };
         match (run.running.lane, look.wait) {
             // In a transaction it may have been another that wrote.
-            (Lane::Read, Wait::Storage) if !self.talk.is_outside() => {}
+            (Lane::Read, Wait::Storage | Wait::DataFile) if !self.talk.is_outside() => {}
             (Lane::Read, _) if look.waits_as_a_write() => {
                 let is_new = self.talk.sent_fingerprint().is_some_and(|kind| guard.learned.learn(kind));
                 crate::telemetry::metrics::get().reads_learned.increment(is_new.into());
@@ -628,8 +649,13 @@ impl Session {
         };
         lease.stay();
         self.watch.stop_waiting();
+        Err(self.no_room(lane, reason))
+    }
+
+    /// A lane is full, and its room is not waited for, or has been for long enough.
+    pub(super) fn no_room(&self, lane: Lane, reason: Reason) -> Refusal {
         let retry_after = self.pool.upstream.limits().codel.target;
-        Err(Refusal::Shed { lane, reason, retry_after })
+        Refusal::Shed { lane, reason, retry_after }
     }
 
     fn transaction_overdue(&mut self, lease: &Lease, now: Instant) -> Verdict {
@@ -658,9 +684,12 @@ impl Session {
             // A cancel does not end the write, but the wait for a standby that may follow.
             (Some(Wait::Storage), _) => Verdict::Leave(self.unresolved(Cause::Storage)),
             (Some(Wait::Hidden) | None, Kind::Commit) => Verdict::GiveUp(self.unresolved(Cause::Unknown)),
-            (Some(Wait::SyncRep | Wait::Lock | Wait::Other | Wait::Idle | Wait::Hidden) | None, _) => {
-                self.cancel_overdue(lease, now)
-            }
+            // The others do not commit yet: what is cancelled now is rolled back.
+            (
+                Some(Wait::SyncRep | Wait::DataFile | Wait::Lock | Wait::Other | Wait::Idle | Wait::Hidden)
+                | None,
+                _,
+            ) => self.cancel_overdue(lease, now),
         }
     }
 

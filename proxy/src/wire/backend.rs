@@ -122,6 +122,15 @@ pub fn put_key(out: &mut Vec<u8>, process_id: u32, secret: &[u8]) {
     });
 }
 
+/// Whether a command tag (`src/include/tcop/cmdtaglist.h`), given with its NUL, says that rows or objects were changed. What a
+/// SELECT, a CALL or a DO block does is not to be seen there.
+pub fn says_changed(command_tag: &[u8]) -> bool {
+    const ROWS: [&[u8]; 5] = [b"INSERT ", b"UPDATE ", b"DELETE ", b"MERGE ", b"COPY "];
+    const OBJECTS: [&[u8]; 4] = [b"CREATE ", b"ALTER ", b"DROP ", b"TRUNCATE "];
+    let is_one_of = |words: &[&[u8]]| words.iter().any(|word| command_tag.starts_with(word));
+    is_one_of(&ROWS) && !command_tag.ends_with(b" 0\0") || is_one_of(&OBJECTS)
+}
+
 /// Appends a `CommandComplete`.
 pub fn put_command_complete(out: &mut Vec<u8>, command_tag: &[u8]) {
     put_frame(out, COMMAND_COMPLETE, |out| put_cstr(out, command_tag));

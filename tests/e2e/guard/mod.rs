@@ -24,6 +24,8 @@ mod rollback;
 mod shedding;
 /// Writes are not served, in each way in which that can be, under full load.
 mod stall;
+/// What is not there when it is looked at, or not to be seen.
+mod unseen;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -375,7 +375,7 @@ impl<C: Clone> Machine<C> {
         let many = self.stuck_ticks >= self.config.stuck_ticks;
         if !progress && (many || bad && sight.scan.stuck > 0) {
             Some(Evidence::Stuck(sight.scan))
-        } else if let Some(failed) = self.probes.failures(self.config.probe_failures).filter(|_| !progress) {
+        } else if let Some(failed) = self.probes.failures(self.probes_wanted(sight, progress)) {
             Some(Evidence::Probe(failed))
         } else if verdict == Verdict::Unasked {
             None
@@ -385,6 +385,16 @@ impl<C: Clone> Machine<C> {
             Some(Evidence::FailureRate(sight.recent))
         } else {
             None
+        }
+    }
+
+    /// How many probes in a row must have failed to prove by themselves that the service is gone. Progress is a reason to ask once
+    /// more, but not for ever: where calls are stuck as probes are, those that end do not need what these wait for.
+    fn probes_wanted(&self, sight: &Sight, progress: bool) -> u32 {
+        match progress {
+            false => self.config.probe_failures,
+            true if sight.scan.stuck > 0 => self.config.probe_failures * 2,
+            true => u32::MAX,
         }
     }
 
