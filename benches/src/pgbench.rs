@@ -89,8 +89,8 @@ pub fn run(environment: &Environment, subject: &Subject, row: Row, length: Lengt
 fn command(environment: &Environment, subject: &Subject, row: Row, length: Length) -> Command {
     let mut command = Command::new(environment.postgres.program("pgbench"));
     command.args(["-h", "127.0.0.1", "-U", USER, "-p", &subject.port.to_string()]);
-    // One thread: more would compete with the subject and the server for the cores of a small machine.
-    command.args(["-n", "-j", "1", "-M", row.protocol.name(), "-c", &row.clients.to_string()]);
+    command.args(["-n", "-j", &row.threads().to_string()]);
+    command.args(["-M", row.protocol.name(), "-c", &row.clients.to_string()]);
     match length {
         Length::Seconds(seconds) => command.args(["-T", &seconds.to_string()]),
         Length::Transactions(transactions) => command.args(["-t", &transactions.to_string()]),

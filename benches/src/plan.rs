@@ -75,6 +75,18 @@ impl Protocol {
     }
 }
 
+impl Row {
+    /// pgbench `-j`. More threads than one would compete with the subject and the server for the cores of a small machine. But to
+    /// prepare a statement pgbench stops its thread until the answer is there, and does so within a transaction: where backends
+    /// are shared, it would wait for one that is held by another client of the same thread.
+    pub fn threads(self) -> u32 {
+        match (self.workload, self.protocol) {
+            (Workload::SimpleUpdate, Protocol::Prepared) => self.clients,
+            _ => 1,
+        }
+    }
+}
+
 impl std::fmt::Display for Row {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{} {} {}", self.workload.name(), self.protocol.name(), self.clients)

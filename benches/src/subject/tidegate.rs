@@ -26,6 +26,8 @@ pub(super) fn command(environment: &Environment, port: u16) -> Result<(Command, 
     command.env("TIDEGATE_LISTEN_MAX_SESSIONS", environment.sessions_max.to_string());
     command.env("TIDEGATE_STATE_DIR", environment.folder().join("state"));
     // 500 clients on 20 backends queue on purpose; the peers wait without a limit or for minutes.
-    command.env("TIDEGATE_TIMEOUTS_QUEUE", "5s");
+    for setting in ["TIMEOUTS_QUEUE", "SHED_CODEL_TARGET", "SHED_CODEL_INTERVAL"] {
+        command.env(format!("TIDEGATE_{setting}"), "5s");
+    }
     Ok((command, admin))
 }
