@@ -139,6 +139,23 @@ fn a_call_that_finished_meanwhile_vetoes_a_trip_on_stuck_calls() {
 }
 
 #[test]
+fn calls_that_finish_hide_no_outage_that_four_probes_in_a_row_have_met() {
+    // Some calls do not need what all others wait for, and finish for ever. Nor are failed probes an outage as long as nobody hangs.
+    let mut bench = Bench::new();
+    let progress = Sight { since_ok: Some(50 * MS), ..stuck(1, 12) };
+    let slow = Sight { scan: Scan { stuck: 0, ..progress.scan }, ..progress };
+    bench.see(progress);
+    for _ in 0..3 {
+        bench.probe(ProbeOutcome::Timeout);
+        assert_eq!(bench.see(progress), Phase::Suspect);
+    }
+    bench.probe(ProbeOutcome::Timeout);
+    assert_eq!(bench.see(slow), Phase::Suspect);
+
+    assert_eq!(bench.see(progress), Phase::Open);
+}
+
+#[test]
 fn where_probes_cannot_tell_it_takes_most_of_the_calls_on_two_ticks() {
     // Without a second opinion one slow call, or one bad moment, must not be enough.
     for (stuck_calls, in_flight, trips) in [(2, 2, false), (3, 7, false), (3, 3, true), (4, 8, true)] {

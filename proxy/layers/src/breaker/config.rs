@@ -38,7 +38,8 @@ pub struct BreakerConfig {
     pub probe_other: Duration,
     /// A probe that takes longer has failed.
     pub probe_timeout: Duration,
-    /// Failed probes in a row that trip even when there is no traffic.
+    /// Failed probes in a row that trip even when there is no traffic. Twice as many trip even while calls finish, if others are
+    /// stuck.
     pub probe_failures: u32,
     /// Good probes in a row that end half-open ...
     pub good_probes: u32,

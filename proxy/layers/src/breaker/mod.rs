@@ -13,7 +13,7 @@
 //! | probe says | trips when |
 //! |---|---|
 //! | good | never: the calls wait for something of their own (a lock, a slow statement) |
-//! | failed, or silent for 500 ms | a call is stuck, or two probes failed in a row, and no call finished meanwhile |
+//! | failed, or silent for 500 ms | a call is stuck, or two probes failed in a row, and no call finished meanwhile; or a call is stuck and four probes failed in a row |
 //! | failed, or silent, or inconclusive | five failures in a row, or half of at least twenty calls of the last ten seconds ([`BreakerConfig::rate_window`]) failed or were slow |
 //! | inconclusive, or not sent | at least three calls and half of those in flight are stuck on two ticks in a row, and no call finished meanwhile |
 //! | not asked | at once, by [`Handle::report`] (a proof) or [`Handle::force`] (an order) |
@@ -25,7 +25,7 @@
 //! **Epochs.** Every admission carries the epoch it belongs to. A completion or a stuck call of an older
 //! epoch changes nothing, so stragglers of an outage can neither re-open nor close what came after it.
 //!
-//! * **Promises:** if nothing finishes, it is open at most 1.5 s after the first stuck call *began*, however many
+//! * **Promises:** if nothing finishes (calls that do not need what the others wait for are [`Outcome::Ignored`]), it is open at most 1.5 s after the first stuck call *began*, however many
 //!   successes came before and however few calls there are, if its task gets to run and a probe can be made. A
 //!   storm of calls that wait for each other never opens it while probes are good. A refusal is a load, a
 //!   short read lock and a clone of the cause.

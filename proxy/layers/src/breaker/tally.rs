@@ -18,7 +18,7 @@ pub enum Outcome {
     Slow,
     /// The service failed, or did not answer in time.
     Failed,
-    /// Says nothing about the service: the caller went away.
+    /// Says nothing about the service: the caller went away, or the call did not need what others may wait for.
     Ignored,
 }
 
