@@ -150,9 +150,12 @@ async fn session(proxy: &Proxy) -> ScriptedApp {
     ScriptedApp::session(proxy.address(), "postgres", "postgres").await.0
 }
 
+/// Whether the server that answers is a standby. Unlike `pg_is_in_recovery()` and SHOW, any of them may be asked.
+const IN_RECOVERY: &str = "SELECT current_setting('in_hot_standby')";
+
 async fn is_served_by_standby(app: &mut ScriptedApp) -> bool {
-    let reply = app.query("SELECT pg_is_in_recovery()").await;
-    reply.error().is_none() && reply.value().as_deref() == Some("t")
+    let reply = app.query(IN_RECOVERY).await;
+    reply.error().is_none() && reply.value().as_deref() == Some("on")
 }
 
 /// Waits until a write works.
@@ -367,9 +370,17 @@ async fn only_what_may_run_on_a_standby_does() {
     let mut app = session(&proxy).await;
 
     for (sql, standby) in [
-        ("SELECT pg_is_in_recovery()", "t"),
-        ("BEGIN; SELECT pg_is_in_recovery(); COMMIT", "f"),
-        ("SELECT pg_advisory_lock(1); SELECT pg_is_in_recovery(); SELECT pg_advisory_unlock(1)", "f"),
+        ("SELECT current_setting('in_hot_standby')", "on"),
+        ("BEGIN; SELECT current_setting('in_hot_standby'); COMMIT", "off"),
+        ("SELECT pg_is_in_recovery()", "f"),
+        ("SHOW in_hot_standby", "off"),
+        ("SELECT current_setting('in_hot_standby') FROM pg_stat_activity", "off"),
+        ("SELECT current_setting('in_hot_standby'), pg_stat_reset()", "off"),
+        // From here on the session is pinned.
+        (
+            "SELECT pg_advisory_lock(1); SELECT current_setting('in_hot_standby'); SELECT pg_advisory_unlock(1)",
+            "off",
+        ),
     ] {
         let reply = app.query(sql).await;
         assert_eq!(reply.error(), None, "{sql}");
@@ -377,10 +388,11 @@ async fn only_what_may_run_on_a_standby_does() {
         assert!(rows.iter().any(|value| value.as_deref() == Some(standby)), "{sql}: {rows:?}");
     }
     let mut app = session(&proxy).await;
-    for (begin, standby) in [("BEGIN", "f"), ("BEGIN READ ONLY", "t"), ("START TRANSACTION READ WRITE", "f")]
+    for (begin, standby) in
+        [("BEGIN", "off"), ("BEGIN READ ONLY", "on"), ("START TRANSACTION READ WRITE", "off")]
     {
         assert_eq!(app.query(begin).await.error(), None);
-        let reply = app.query("SELECT pg_is_in_recovery()").await;
+        let reply = app.query(IN_RECOVERY).await;
         assert_eq!(reply.value().as_deref(), Some(standby), "{begin}");
         assert_eq!(app.query("COMMIT").await.error(), None);
     }

@@ -114,6 +114,9 @@ impl Reach {
             Verdict::Neutral if begins => Self::Anywhere,
             // SET, SHOW and the like: what they say of the server should be true of the primary.
             Verdict::Neutral => Self::PreferPrimary,
+            Verdict::Depends(_) | Verdict::Read if analysis.placement == Placement::PreferPrimary => {
+                Self::PreferPrimary
+            }
             // What the lane says of the functions decides.
             Verdict::Depends(_) | Verdict::Read => Self::Anywhere,
         }
@@ -394,7 +397,8 @@ fn term(name: &Name<'_>, scope: Scope, value: &Value<'_>) -> Option<Change> {
 }
 
 /// Whether a text is a SELECT so plain that one look at each byte proves it: no call, no quote, no comment, no
-/// second statement, and no word that begins as INTO or FOR do. Most texts of most applications are.
+/// second statement, and no word that begins as INTO, FOR or names of PostgreSQL's own do. Most texts of most
+/// applications are.
 pub(crate) fn is_plain_select(text: &[u8]) -> bool {
     let Some((start, rest)) = text.split_first_chunk::<7>() else { return false };
     if !start.eq_ignore_ascii_case(b"SELECT ") {
@@ -408,6 +412,7 @@ pub(crate) fn is_plain_select(text: &[u8]) -> bool {
         && !has_word(rest, b'i', b'n')
         && !has_word(rest, b'f', b'o')
         && only_parameters(rest)
+        && !has_system_name(rest)
 }
 
 #[inline]
@@ -480,6 +485,14 @@ fn common_prefix(a: &[u8], b: &[u8]) -> usize {
         a.as_chunks::<8>().0.iter().zip(b.as_chunks::<8>().0).take_while(|(a, b)| a == b).count() * 8;
     let (a, b) = (a.get(blocks..).unwrap_or_default(), b.get(blocks..).unwrap_or_default());
     blocks + a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+/// Whether there may be a name of PostgreSQL's own (`pg_...`) in it: some are about the server that is asked.
+fn has_system_name(text: &[u8]) -> bool {
+    memchr::memchr_iter(b'_', text).any(|at| {
+        let before = at.checked_sub(2).and_then(|start| text.get(start..at));
+        before.is_some_and(|word| word.eq_ignore_ascii_case(b"pg"))
+    })
 }
 
 /// Whether every dollar sign is a parameter (`$1`), and none begins a quote.
@@ -614,6 +627,7 @@ mod tests {
             "SELECT 1; SET x = 1",
             "SELECT 1 /* x */",
             "SELECT $$x$$",
+            "SELECT pid FROM pg_stat_activity",
             "SELECT\tnextval",
             "WITH x AS (DELETE FROM t) SELECT 1",
         ] {

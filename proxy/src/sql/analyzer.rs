@@ -156,8 +156,8 @@ impl<'a> Analyzer<'a> {
         }
     }
 
-    pub(super) fn needs_primary(&mut self) {
-        self.placement = Placement::Primary;
+    pub(super) fn needs(&mut self, placement: Placement) {
+        self.placement = self.placement.max(placement);
     }
 
     pub(super) fn mark(&self) -> Mark {

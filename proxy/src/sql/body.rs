@@ -3,10 +3,10 @@
 
 use super::analysis::StatementKind;
 use super::analyzer::Analyzer;
-use super::builtins::{Builtin, lookup};
+use super::builtins::{Builtin, lookup, tells};
 use super::effects::{Effect, PinReason, Scope};
 use super::keywords::{Keyword, keyword};
-use super::lane::{FunctionName, Strength};
+use super::lane::{FunctionName, Placement, Strength};
 use super::name::Name;
 use super::token::{Token, TokenKind};
 
@@ -170,7 +170,13 @@ impl Body {
         {
             return before;
         }
-        if next == TokenKind::Open { self.call(text, token) } else { Before::Word }
+        if next == TokenKind::Open {
+            return self.call(text, token);
+        }
+        if tells(text.text(token)) {
+            text.needs(Placement::PreferPrimary);
+        }
+        Before::Word
     }
 
     /// What a keyword does; `None` when it is an ordinary word here.
@@ -204,6 +210,13 @@ impl Body {
             Keyword::Modify(kind) => self.modify(text, kind),
             Keyword::Begin | Keyword::Case | Keyword::End => {
                 self.routine(text, keyword);
+                None
+            }
+            Keyword::To => {
+                // COPY (query) TO
+                if self.depth < self.depth_at_start {
+                    text.copy_to();
+                }
                 None
             }
             Keyword::With | Keyword::Recursive => None,
@@ -276,15 +289,16 @@ impl Body {
         }
         match self.builtin(text, token) {
             Some(Builtin::Syntax | Builtin::Reads) => {}
-            Some(Builtin::ReadsPrimary) => text.needs_primary(),
+            Some(Builtin::ReadsPrimary) => text.needs(Placement::Primary),
+            Some(Builtin::Tells) => text.needs(Placement::PreferPrimary),
             Some(Builtin::Writes) => text.lane.raise(Strength::Write),
             Some(Builtin::SetConfig) => return self.set_config(text),
             Some(Builtin::SessionLock) => {
-                text.needs_primary();
+                text.needs(Placement::Primary);
                 text.effect(Effect::Pin(PinReason::AdvisoryLock));
             }
             Some(Builtin::UnlockAll) => {
-                text.needs_primary();
+                text.needs(Placement::Primary);
                 text.effect(Effect::Unpin(PinReason::AdvisoryLock));
             }
             None => self.unknown(text, token),

@@ -15,6 +15,8 @@ pub(super) enum Builtin {
     Reads,
     /// Writes nothing, but makes sense on the primary only.
     ReadsPrimary,
+    /// Writes nothing, and tells of the server that runs it: the primary, if it answers.
+    Tells,
     /// Assigns a transaction id or writes WAL; or runs a statement that it is given as text.
     Writes,
     /// `set_config`.
@@ -40,8 +42,8 @@ const SYNTAX: &str = "\
     where window with xmlattributes xmlconcat xmlelement xmlexists xmlforest xmlnamespaces xmlparse \
     xmlpi xmlroot xmlserialize xmltable";
 
-/// Immutable and stable functions, and volatile ones that write nothing: clocks, random numbers, sleeping, server
-/// files, signals to other backends, statistics resets, reading of large objects.
+/// Immutable and stable functions, and volatile ones that write nothing: clocks, random numbers, sleeping, reading of
+/// large objects; and what only standbys can tell of their replay, or stop.
 const READS: &str = "\
     abbrev abs aclcontains acldefault aclexplode acos acosd acosh age any_value area array_agg \
     array_append array_dims array_fill array_length array_lower array_ndims array_position \
@@ -78,78 +80,83 @@ const READS: &str = "\
     jsonb_populate_record jsonb_populate_recordset jsonb_pretty jsonb_set jsonb_set_lax \
     jsonb_strip_nulls jsonb_to_record jsonb_to_recordset jsonb_to_tsvector jsonb_typeof jsonpath \
     justify_days justify_hours justify_interval lag last_value lcm lead left length lgamma like line ln \
-    lo_close lo_export lo_get lo_lseek lo_lseek64 lo_open lo_tell lo_tell64 log log10 loread lower \
-    lower_inc lower_inf lpad lseg ltrim macaddr macaddr8 macaddr8_set7bit make_date make_interval \
-    make_time make_timestamp make_timestamptz makeaclitem masklen max md5 merge_action min min_scale mod \
-    mode money multirange mxid_age name netmask network now npoints nth_value ntile num_nonnulls \
-    num_nulls numeric_div_trunc nummultirange numnode numrange obj_description octet_length oid \
-    oidvector oidvectortypes overlaps parse_ident path percent_rank percentile_cont percentile_disc \
-    pg_available_extension_versions pg_available_extensions pg_backend_pid pg_basetype pg_blocking_pids \
-    pg_cancel_backend pg_char_to_encoding pg_client_encoding pg_collation_actual_version \
-    pg_collation_for pg_collation_is_visible pg_column_compression pg_column_is_updatable pg_column_size \
-    pg_column_toast_chunk_id pg_conf_load_time pg_config pg_control_checkpoint pg_control_init \
-    pg_control_recovery pg_control_system pg_conversion_is_visible pg_current_logfile \
-    pg_current_snapshot pg_current_xact_id_if_assigned pg_cursor pg_database_collation_actual_version \
-    pg_database_size pg_describe_object pg_encoding_max_length pg_encoding_to_char \
-    pg_extension_update_paths pg_filenode_relation pg_function_is_visible pg_get_acl \
-    pg_get_backend_memory_contexts pg_get_constraintdef pg_get_expr pg_get_function_arg_default \
-    pg_get_function_arguments pg_get_function_identity_arguments pg_get_function_result \
-    pg_get_function_sqlbody pg_get_functiondef pg_get_indexdef pg_get_keywords pg_get_multixact_members \
-    pg_get_object_address pg_get_partition_constraintdef pg_get_partkeydef pg_get_publication_tables \
-    pg_get_replica_identity_index pg_get_replication_slots pg_get_ruledef pg_get_serial_sequence \
-    pg_get_shmem_allocations pg_get_statisticsobjdef pg_get_statisticsobjdef_columns \
-    pg_get_statisticsobjdef_expressions pg_get_triggerdef pg_get_userbyid pg_get_viewdef \
-    pg_get_wal_replay_pause_state pg_has_role pg_hba_file_rules pg_ident_file_mappings \
-    pg_identify_object pg_identify_object_as_address pg_index_column_has_property pg_index_has_property \
+    lo_close lo_get lo_lseek lo_lseek64 lo_open lo_tell lo_tell64 log log10 loread lower lower_inc \
+    lower_inf lpad lseg ltrim macaddr macaddr8 macaddr8_set7bit make_date make_interval make_time \
+    make_timestamp make_timestamptz makeaclitem masklen max md5 merge_action min min_scale mod mode \
+    money multirange mxid_age name netmask network now npoints nth_value ntile num_nonnulls num_nulls \
+    numeric_div_trunc nummultirange numnode numrange obj_description octet_length oid oidvector \
+    oidvectortypes overlaps parse_ident path percent_rank percentile_cont percentile_disc \
+    pg_available_extension_versions pg_available_extensions pg_basetype pg_char_to_encoding \
+    pg_client_encoding pg_collation_actual_version pg_collation_for pg_collation_is_visible \
+    pg_column_compression pg_column_is_updatable pg_column_size pg_column_toast_chunk_id pg_config \
+    pg_control_init pg_control_system pg_conversion_is_visible pg_current_snapshot \
+    pg_current_xact_id_if_assigned pg_cursor pg_database_collation_actual_version pg_database_size \
+    pg_describe_object pg_encoding_max_length pg_encoding_to_char pg_extension_update_paths \
+    pg_filenode_relation pg_function_is_visible pg_get_acl pg_get_backend_memory_contexts \
+    pg_get_constraintdef pg_get_expr pg_get_function_arg_default pg_get_function_arguments \
+    pg_get_function_identity_arguments pg_get_function_result pg_get_function_sqlbody pg_get_functiondef \
+    pg_get_indexdef pg_get_keywords pg_get_multixact_members pg_get_object_address \
+    pg_get_partition_constraintdef pg_get_partkeydef pg_get_publication_tables \
+    pg_get_replica_identity_index pg_get_ruledef pg_get_serial_sequence pg_get_statisticsobjdef \
+    pg_get_statisticsobjdef_columns pg_get_statisticsobjdef_expressions pg_get_triggerdef \
+    pg_get_userbyid pg_get_viewdef pg_get_wal_replay_pause_state pg_has_role pg_identify_object \
+    pg_identify_object_as_address pg_index_column_has_property pg_index_has_property \
     pg_indexam_has_property pg_indexam_progress_phasename pg_indexes_size pg_input_error_info \
-    pg_input_is_valid pg_is_in_recovery pg_is_other_temp_schema pg_is_wal_replay_paused \
-    pg_isolation_test_session_is_blocked pg_jit_available pg_last_committed_xact pg_last_wal_receive_lsn \
-    pg_last_wal_replay_lsn pg_last_xact_replay_timestamp pg_listening_channels pg_lock_status \
-    pg_log_backend_memory_contexts pg_ls_archive_statusdir pg_ls_dir pg_ls_logdir pg_ls_tmpdir \
-    pg_ls_waldir pg_lsn pg_mcv_list_items pg_my_temp_schema pg_notification_queue_usage \
-    pg_opclass_is_visible pg_operator_is_visible pg_opfamily_is_visible pg_options_to_table \
-    pg_partition_ancestors pg_partition_root pg_partition_tree pg_postmaster_start_time \
-    pg_prepared_statement pg_prepared_xact pg_read_binary_file pg_read_file pg_relation_filenode \
-    pg_relation_filepath pg_relation_is_publishable pg_relation_is_updatable pg_relation_size \
-    pg_reload_conf pg_replication_origin_oid pg_rotate_logfile pg_safe_snapshot_blocking_pids \
-    pg_sequence_last_value pg_sequence_parameters pg_settings_get_flags pg_show_all_file_settings \
-    pg_show_all_settings pg_show_replication_origin_status pg_size_bytes pg_size_pretty pg_sleep \
-    pg_sleep_for pg_sleep_until pg_snapshot_xip pg_snapshot_xmax pg_snapshot_xmin pg_stat_clear_snapshot \
-    pg_stat_file pg_stat_force_next_flush pg_stat_have_stats pg_statistics_obj_is_visible \
+    pg_input_is_valid pg_is_other_temp_schema pg_is_wal_replay_paused pg_jit_available \
+    pg_last_committed_xact pg_last_wal_receive_lsn pg_last_wal_replay_lsn pg_last_xact_replay_timestamp \
+    pg_listening_channels pg_lsn pg_mcv_list_items pg_my_temp_schema pg_opclass_is_visible \
+    pg_operator_is_visible pg_opfamily_is_visible pg_options_to_table pg_partition_ancestors \
+    pg_partition_root pg_partition_tree pg_prepared_statement pg_relation_filenode pg_relation_filepath \
+    pg_relation_is_publishable pg_relation_is_updatable pg_relation_size pg_replication_origin_oid \
+    pg_sequence_last_value pg_sequence_parameters pg_settings_get_flags pg_show_all_settings \
+    pg_size_bytes pg_size_pretty pg_sleep pg_sleep_for pg_sleep_until pg_snapshot_xip pg_snapshot_xmax \
+    pg_snapshot_xmin pg_stat_clear_snapshot pg_stat_force_next_flush pg_statistics_obj_is_visible \
     pg_table_is_visible pg_table_size pg_tablespace_databases pg_tablespace_location pg_tablespace_size \
-    pg_terminate_backend pg_timezone_abbrevs pg_timezone_names pg_total_relation_size pg_trigger_depth \
+    pg_timezone_abbrevs pg_timezone_names pg_total_relation_size pg_trigger_depth \
     pg_ts_config_is_visible pg_ts_dict_is_visible pg_ts_parser_is_visible pg_ts_template_is_visible \
     pg_type_is_visible pg_typeof pg_visible_in_snapshot pg_wal_lsn_diff pg_wal_replay_pause \
-    pg_wal_replay_resume pg_xact_commit_timestamp pg_xact_commit_timestamp_origin pg_xact_status \
-    phraseto_tsquery pi plainto_tsquery point polygon pow power querytree quote_ident quote_literal \
-    quote_nullable radians radius random random_normal range_agg range_contains range_intersect_agg \
-    range_merge rank regclass regexp_count regexp_instr regexp_like regexp_match regexp_matches \
-    regexp_replace regexp_split_to_array regexp_split_to_table regexp_substr regnamespace regoper \
-    regoperator regproc regprocedure regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope \
-    regr_sxx regr_sxy regr_syy regrole regtype repeat replace reverse right round row_number \
-    row_security_active row_to_json rpad rtrim scale schema_to_xmlschema set_bit set_byte set_masklen \
-    setseed setweight sha224 sha256 sha384 shobj_description sign sin sind sinh slope split_part sqrt \
-    statement_timestamp stddev stddev_pop stddev_samp string_agg string_to_array string_to_table strip \
-    strpos substr sum system system_user table_to_xmlschema tan tand tanh text timeofday timestamptz \
-    timetz timezone to_ascii to_bin to_char to_date to_hex to_json to_jsonb to_number to_oct to_regclass \
-    to_regcollation to_regnamespace to_regoper to_regoperator to_regproc to_regprocedure to_regrole \
-    to_regtype to_regtypemod to_timestamp to_tsquery to_tsvector transaction_timestamp translate \
-    trim_array trim_scale trunc ts_debug ts_delete ts_filter ts_headline ts_lexize ts_parse ts_rank \
-    ts_rank_cd ts_token_type tsmultirange tsquery tsquery_phrase tsrange tstzmultirange tstzrange \
-    tsvector tsvector_to_array txid_current_if_assigned txid_current_snapshot txid_snapshot_xip \
-    txid_snapshot_xmax txid_snapshot_xmin txid_status txid_visible_in_snapshot unicode_assigned \
-    unicode_version unistr unnest upper upper_inc upper_inf uuid uuid_extract_timestamp \
-    uuid_extract_version uuidv4 uuidv7 var_pop var_samp varbit variance version websearch_to_tsquery \
-    width width_bucket xid xml xml_is_well_formed xml_is_well_formed_content xml_is_well_formed_document \
-    xmlagg xmlcomment xmltext xmlvalidate xpath xpath_exists";
+    pg_wal_replay_resume pg_xact_commit_timestamp pg_xact_commit_timestamp_origin phraseto_tsquery pi \
+    plainto_tsquery point polygon pow power querytree quote_ident quote_literal quote_nullable radians \
+    radius random random_normal range_agg range_contains range_intersect_agg range_merge rank regclass \
+    regexp_count regexp_instr regexp_like regexp_match regexp_matches regexp_replace \
+    regexp_split_to_array regexp_split_to_table regexp_substr regnamespace regoper regoperator regproc \
+    regprocedure regr_avgx regr_avgy regr_count regr_intercept regr_r2 regr_slope regr_sxx regr_sxy \
+    regr_syy regrole regtype repeat replace reverse right round row_number row_security_active \
+    row_to_json rpad rtrim scale schema_to_xmlschema set_bit set_byte set_masklen setseed setweight \
+    sha224 sha256 sha384 shobj_description sign sin sind sinh slope split_part sqrt statement_timestamp \
+    stddev stddev_pop stddev_samp string_agg string_to_array string_to_table strip strpos substr sum \
+    system system_user table_to_xmlschema tan tand tanh text timeofday timestamptz timetz timezone \
+    to_ascii to_bin to_char to_date to_hex to_json to_jsonb to_number to_oct to_regclass to_regcollation \
+    to_regnamespace to_regoper to_regoperator to_regproc to_regprocedure to_regrole to_regtype \
+    to_regtypemod to_timestamp to_tsquery to_tsvector transaction_timestamp translate trim_array \
+    trim_scale trunc ts_debug ts_delete ts_filter ts_headline ts_lexize ts_parse ts_rank ts_rank_cd \
+    ts_token_type tsmultirange tsquery tsquery_phrase tsrange tstzmultirange tstzrange tsvector \
+    tsvector_to_array txid_current_if_assigned txid_current_snapshot txid_snapshot_xip \
+    txid_snapshot_xmax txid_snapshot_xmin txid_visible_in_snapshot unicode_assigned unicode_version \
+    unistr unnest upper upper_inc upper_inf uuid uuid_extract_timestamp uuid_extract_version uuidv4 \
+    uuidv7 var_pop var_samp varbit variance version websearch_to_tsquery width width_bucket xid xml \
+    xml_is_well_formed xml_is_well_formed_content xml_is_well_formed_document xmlagg xmlcomment xmltext \
+    xmlvalidate xpath xpath_exists";
 
 /// Advisory locks (a standby's are not the primary's), session sequences, positions in the WAL (standbys refuse),
-/// notifications (standbys refuse).
+/// notifications (standbys refuse), signals to processes, files that are written, what became of a transaction (a
+/// standby may not have its end yet).
 const READS_PRIMARY: &str = "\
-    currval lastval pg_advisory_unlock pg_advisory_unlock_shared pg_advisory_xact_lock \
-    pg_advisory_xact_lock_shared pg_current_wal_flush_lsn pg_current_wal_insert_lsn pg_current_wal_lsn \
-    pg_export_snapshot pg_notify pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared \
-    pg_walfile_name pg_walfile_name_offset";
+    currval lastval lo_export pg_advisory_unlock pg_advisory_unlock_shared pg_advisory_xact_lock \
+    pg_advisory_xact_lock_shared pg_cancel_backend pg_current_wal_flush_lsn pg_current_wal_insert_lsn \
+    pg_current_wal_lsn pg_export_snapshot pg_log_backend_memory_contexts pg_notify pg_reload_conf \
+    pg_rotate_logfile pg_terminate_backend pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared \
+    pg_walfile_name pg_walfile_name_offset pg_xact_status txid_status";
+
+/// What a server says of itself: its role, processes, locks, prepared transactions, statistics, files.
+const TELLS: &str = "\
+    pg_backend_pid pg_blocking_pids pg_conf_load_time pg_control_checkpoint pg_control_recovery \
+    pg_current_logfile pg_get_replication_slots pg_get_shmem_allocations pg_hba_file_rules \
+    pg_ident_file_mappings pg_is_in_recovery pg_isolation_test_session_is_blocked pg_lock_status \
+    pg_ls_archive_statusdir pg_ls_dir pg_ls_logdir pg_ls_tmpdir pg_ls_waldir pg_notification_queue_usage \
+    pg_postmaster_start_time pg_prepared_xact pg_read_binary_file pg_read_file \
+    pg_safe_snapshot_blocking_pids pg_show_all_file_settings pg_show_replication_origin_status \
+    pg_stat_file pg_stat_have_stats";
 
 /// Sequences, transaction ids, WAL, large objects, replication slots, index maintenance, statistics; the XML exports
 /// and `ts_stat` run a statement that they are given as text.
@@ -184,6 +191,7 @@ static TABLE: [Option<(&[u8], Builtin)>; SLOTS] = {
     insert(&mut table, SYNTAX.as_bytes(), Builtin::Syntax);
     insert(&mut table, READS.as_bytes(), Builtin::Reads);
     insert(&mut table, READS_PRIMARY.as_bytes(), Builtin::ReadsPrimary);
+    insert(&mut table, TELLS.as_bytes(), Builtin::Tells);
     insert(&mut table, WRITES.as_bytes(), Builtin::Writes);
     insert(&mut table, SESSION_LOCKS.as_bytes(), Builtin::SessionLock);
     insert(&mut table, b"set_config", Builtin::SetConfig);
@@ -233,9 +241,27 @@ pub(super) fn lookup(name: &[u8]) -> Option<Builtin> {
         at = (at + 1) % SLOTS;
     }
     // Accessors of the statistics views: too many to list, and each release adds some.
-    let statistics = name.get(..12).is_some_and(|start| start.eq_ignore_ascii_case(b"pg_stat_get_"));
-    let reset = name.get(..13).is_some_and(|start| start.eq_ignore_ascii_case(b"pg_stat_reset"));
-    (statistics || reset).then_some(Builtin::Reads)
+    if starts_with(name, b"pg_stat_get_") {
+        Some(Builtin::Tells)
+    } else {
+        starts_with(name, b"pg_stat_reset").then_some(Builtin::ReadsPrimary)
+    }
+}
+
+/// Views on what a server says of itself; see [`TELLS`].
+const TELLING_VIEWS: [&[u8]; 4] =
+    [b"pg_locks", b"pg_prepared_xacts", b"pg_replication_slots", b"pg_file_settings"];
+
+/// Whether a relation of this name, in any case, tells of the server that is asked.
+pub(super) fn tells(name: &[u8]) -> bool {
+    starts_with(name, b"pg_")
+        && (starts_with(name, b"pg_stat_")
+            || starts_with(name, b"pg_statio_")
+            || TELLING_VIEWS.iter().any(|view| name.eq_ignore_ascii_case(view)))
+}
+
+fn starts_with(name: &[u8], start: &[u8]) -> bool {
+    name.get(..start.len()).is_some_and(|found| found.eq_ignore_ascii_case(start))
 }
 
 #[cfg(test)]
@@ -249,6 +275,7 @@ mod tests {
             (SYNTAX, Builtin::Syntax),
             (READS, Builtin::Reads),
             (READS_PRIMARY, Builtin::ReadsPrimary),
+            (TELLS, Builtin::Tells),
             (WRITES, Builtin::Writes),
             (SESSION_LOCKS, Builtin::SessionLock),
         ] {

@@ -17,6 +17,7 @@ pub(super) enum Keyword {
     Begin,
     Case,
     End,
+    To,
 }
 
 /// Finds a keyword, in any case.
@@ -26,6 +27,7 @@ pub(super) fn keyword(word: &[u8]) -> Option<Keyword> {
     let (name, keyword): (&[u8], _) = match (word.len(), first) {
         (2, b'a') => (b"as", Keyword::As),
         (2, b'o') => (b"on", Keyword::On),
+        (2, b't') => (b"to", Keyword::To),
         (3, b'f') => (b"for", Keyword::For),
         (3, b'e') => (b"end", Keyword::End),
         (4, b'i') => (b"into", Keyword::Into),

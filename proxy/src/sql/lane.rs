@@ -103,8 +103,11 @@ pub enum Placement {
     /// A standby as well as the primary.
     #[default]
     Any,
-    /// Only the primary: a standby would refuse it, or it is about state that only the primary has, such as
-    /// advisory locks.
+    /// The primary, or a standby while there is none: it asks what the server is or does, and whoever asks means the
+    /// one that takes writes.
+    PreferPrimary,
+    /// Only the primary: a standby would refuse it, or it is about what only the primary has, such as advisory locks
+    /// and the processes of sessions that write.
     Primary,
 }
 

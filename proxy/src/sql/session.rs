@@ -3,7 +3,7 @@
 use super::analysis::StatementKind;
 use super::analyzer::Analyzer;
 use super::effects::{Effect, PinReason};
-use super::lane::Strength;
+use super::lane::{Placement, Strength};
 use super::token::TokenKind;
 use super::transaction::{Chain, End};
 
@@ -108,7 +108,7 @@ impl Analyzer<'_> {
 
     fn notification(&mut self, kind: StatementKind) -> StatementKind {
         self.lane.raise(Strength::Read);
-        self.needs_primary();
+        self.needs(Placement::Primary);
         match kind {
             StatementKind::Listen => self.effect(Effect::Pin(PinReason::Listen)),
             StatementKind::Unlisten if self.text(self.current) == b"*" => {

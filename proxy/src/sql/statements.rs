@@ -4,7 +4,7 @@ use super::analysis::StatementKind;
 use super::analyzer::Analyzer;
 use super::body::{Before, Body};
 use super::effects::{Effect, PinReason};
-use super::lane::Strength;
+use super::lane::{Placement, Strength};
 use super::token::TokenKind;
 
 impl Analyzer<'_> {
@@ -73,7 +73,7 @@ impl Analyzer<'_> {
         }
     }
 
-    /// `COPY (query) TO`, `COPY table [(columns)] { FROM | TO }`
+    /// `COPY (query) TO`, `COPY table [(columns)] { FROM | TO }`; where the query's goes to is for [`Body`] to see.
     pub(super) fn copy(&mut self) -> StatementKind {
         if self.current.kind == TokenKind::Open {
             self.bump();
@@ -85,6 +85,7 @@ impl Analyzer<'_> {
         while !self.at_end() {
             if self.accept(b"to") {
                 self.lane.raise(Strength::Read);
+                self.copy_to();
                 return self.neutral(StatementKind::CopyTo);
             }
             if self.accept(b"from") {
@@ -93,6 +94,13 @@ impl Analyzer<'_> {
             self.bump();
         }
         self.write(StatementKind::CopyFrom)
+    }
+
+    /// Behind the TO of a COPY: a file or a program is one of the server's machine.
+    pub(super) fn copy_to(&mut self) {
+        if !self.at(b"stdout") {
+            self.needs(Placement::Primary);
+        }
     }
 
     /// `DECLARE name ... CURSOR [WITH HOLD] FOR query`

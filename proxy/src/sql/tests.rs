@@ -582,6 +582,56 @@ fn what_a_standby_cannot_do_is_placed_on_the_primary() {
 }
 
 #[test]
+fn what_acts_on_a_server_is_placed_on_the_primary() {
+    // Each of them succeeds on a standby, to no effect where it was meant: the primary keeps its old configuration, its
+    // hung session and its counters, a process of the standby with the same number dies, and the file is nowhere to be
+    // found.
+    for text in [
+        "SELECT pg_reload_conf()",
+        "SELECT pg_catalog.pg_rotate_logfile()",
+        "SELECT pg_cancel_backend(1)",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity",
+        "SELECT pg_log_backend_memory_contexts(1)",
+        "SELECT pg_stat_reset(), pg_is_in_recovery()",
+        "SELECT pg_stat_reset_shared('wal')",
+        "SELECT lo_export(1, '/tmp/x')",
+        "SELECT pg_xact_status('7')",
+        "COPY t TO '/tmp/x'",
+        "COPY t (a, b) TO PROGRAM 'gzip' WITH (FORMAT csv)",
+        "COPY (SELECT (1)) TO '/tmp/x'",
+        "COPY ((TABLE t)) TO PROGRAM 'gzip'",
+    ] {
+        assert_eq!(analyzed(text).placement, Placement::Primary, "{text}");
+    }
+}
+
+#[test]
+fn what_tells_of_a_server_is_asked_of_the_primary_while_it_answers() {
+    // A driver that wants the primary (`target_session_attrs`) would be told that it has a standby; a process found by
+    // a number of the standby's is another one on the primary; and prepared transactions would be overlooked.
+    for text in [
+        "SELECT pg_catalog.pg_is_in_recovery()",
+        "SELECT pg_backend_pid(), now()",
+        "SELECT pg_stat_get_activity(NULL)",
+        "SELECT * FROM pg_stat_activity",
+        "SELECT pid FROM pg_catalog.PG_Locks WHERE NOT granted",
+        "SELECT gid FROM pg_prepared_xacts WHERE database = current_database()",
+    ] {
+        assert_eq!(analyzed(text).placement, Placement::PreferPrimary, "{text}");
+    }
+    for text in [
+        "SELECT count(*) FROM pg_class, pg_stats",
+        "SELECT current_setting('a.b'), inet_server_port(), pg_last_wal_replay_lsn()",
+        "SELECT 'pg_stat_activity'",
+        "COPY t TO STDOUT",
+        "COPY (SELECT a FROM t) TO stdout WITH (FORMAT csv)",
+        "EXPLAIN SELECT pg_reload_conf() FROM pg_locks",
+    ] {
+        assert_eq!(analyzed(text).placement, Placement::Any, "{text}");
+    }
+}
+
+#[test]
 fn hints_set_bounds_for_their_statement() {
     // A bound that is not read leaves the statement with the usual one; one for the session would outlast it.
     let text = "SELECT /*tidegate:write_timeout=250ms,Deadline_MS = 100*/ 1 \
