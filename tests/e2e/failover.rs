@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tidegate_chaos::cluster::{Cluster, ClusterOptions, Node, NodeOptions, Programs, Replication, StopMode};
-use tidegate_tests::{Frames, Proxy, ScriptedApp, wait_for};
+use tidegate_tests::{Credentials, Frames, Proxy, ScriptedApp, wait_for};
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;
 
@@ -395,6 +395,52 @@ async fn only_what_may_run_on_a_standby_does() {
         let reply = app.query(IN_RECOVERY).await;
         assert_eq!(reply.value().as_deref(), Some(standby), "{begin}");
         assert_eq!(app.query("COMMIT").await.error(), None);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_serializable_transaction_goes_to_the_primary_whoever_made_it_one() {
+    // A standby refuses it (0A000), even if it only reads: with reads on standbys such an application would get nothing
+    // but errors.
+    let cluster = cluster(1);
+    block_in_place(|| {
+        let strict =
+            "CREATE ROLE strict LOGIN; ALTER ROLE strict SET default_transaction_isolation = 'serializable'";
+        cluster.primary().sql(strict).unwrap();
+    });
+    let proxy = before(&cluster, PREFER_STANDBY).await;
+    let served_by_standby = async |app: &mut ScriptedApp| {
+        let reply = app.query(IN_RECOVERY).await;
+        assert_eq!(reply.error(), None);
+        reply.value().as_deref() == Some("on")
+    };
+
+    for begin in [
+        "BEGIN ISOLATION LEVEL SERIALIZABLE READ ONLY DEFERRABLE",
+        "BEGIN READ ONLY; SET TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    ] {
+        let mut app = session(&proxy).await;
+        assert_eq!(app.query(begin).await.error(), None, "{begin}");
+        assert!(!served_by_standby(&mut app).await, "{begin}");
+        assert_eq!(app.query("COMMIT").await.error(), None, "{begin}");
+        assert!(served_by_standby(&mut app).await, "behind {begin}");
+    }
+    for set in [
+        "SET default_transaction_isolation = 'serializable'",
+        "SET SESSION CHARACTERISTICS AS TRANSACTION ISOLATION LEVEL SERIALIZABLE",
+    ] {
+        let mut app = session(&proxy).await;
+        assert_eq!(app.query(set).await.error(), None, "{set}");
+        assert!(!served_by_standby(&mut app).await, "{set}");
+        assert_eq!(app.query("RESET default_transaction_isolation").await.error(), None, "{set}");
+        assert!(served_by_standby(&mut app).await, "{set}, and RESET");
+    }
+    let options = [("options", "-c default_transaction_isolation=SERIALIZABLE")];
+    for (user, options) in [("postgres", &options[..]), ("strict", &[])] {
+        let mut app = ScriptedApp::connect(proxy.address()).await;
+        let who = Credentials { user, password: "", database: "postgres" };
+        app.log_in_with(who, options).await.unwrap();
+        assert!(!served_by_standby(&mut app).await, "{user} {options:?}");
     }
 }
 

@@ -9,9 +9,19 @@ use std::sync::{Arc, LazyLock, Mutex, PoisonError, Weak};
 
 use hashbrown::HashTable;
 
-/// Name in lower case to value in the form that `current_setting` gives.
+use crate::exchange::facts::Reach;
+
+/// Settings of a session.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Settings(BTreeMap<Box<str>, Box<[u8]>>);
+pub struct Settings {
+    /// Name in lower case to value in the form that `current_setting` gives.
+    values: BTreeMap<Box<str>, Box<[u8]>>,
+    /// What the isolation among them leaves of the servers.
+    reach: Reach,
+}
+
+/// The isolation of transactions that do not say theirs. Standbys refuse the highest.
+pub const DEFAULT_ISOLATION: &str = "default_transaction_isolation";
 
 /// The role is set last and reset first: it may take away the right to change the others.
 const ROLE: &str = "role";
@@ -38,17 +48,20 @@ impl Settings {
         let mut interner = INTERNED.lock().unwrap_or_else(PoisonError::into_inner);
         let Interner { hasher, sets } = &mut *interner;
         let hash = hash_of(hasher, &map);
-        if let Some(found) =
-            sets.find(hash, |weak| weak.upgrade().is_some_and(|set| set.0 == map)).and_then(Weak::upgrade)
+        if let Some(found) = sets
+            .find(hash, |weak| weak.upgrade().is_some_and(|set| set.values == map))
+            .and_then(Weak::upgrade)
         {
             return found;
         }
         if sets.len() == sets.capacity() {
             sets.retain(|weak| weak.strong_count() > 0);
         }
-        let set = Arc::new(Self(map));
+        let reach =
+            map.get(DEFAULT_ISOLATION).map_or_else(Reach::default, |isolation| Reach::under(isolation));
+        let set = Arc::new(Self { values: map, reach });
         sets.insert_unique(hash, Arc::downgrade(&set), |weak| {
-            weak.upgrade().map_or(0, |set| hash_of(hasher, &set.0))
+            weak.upgrade().map_or(0, |set| hash_of(hasher, &set.values))
         });
         set
     }
@@ -58,29 +71,35 @@ impl Settings {
         self: &Arc<Self>,
         changes: impl IntoIterator<Item = (&'a str, Option<&'a [u8]>)>,
     ) -> Arc<Self> {
-        let mut map = self.0.clone();
+        let mut map = self.values.clone();
         for (name, value) in changes {
             match value {
                 Some(value) => drop(map.insert(name.into(), value.into())),
                 None => drop(map.remove(name)),
             }
         }
-        if map == self.0 { Arc::clone(self) } else { Self::intern(map) }
+        if map == self.values { Arc::clone(self) } else { Self::intern(map) }
     }
 
     /// The value of a name.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.0.get(name).map(AsRef::as_ref)
+        self.values.get(name).map(AsRef::as_ref)
+    }
+
+    /// Which servers may run what a session with these settings sends.
+    #[inline]
+    pub fn reach(&self) -> Reach {
+        self.reach
     }
 
     /// All names and values in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
+        self.values.iter().map(|(name, value)| (name.as_ref(), value.as_ref()))
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        self.values.is_empty()
     }
 
     /// The statements that bring a backend from `self` to `wanted`, or nothing when there is nothing to do.

@@ -28,6 +28,7 @@ pub use ties::{Order, Reloaded, Ties};
 use self::command::{Command, CommandError};
 use self::extended::Prepared;
 use self::table::{Column, Row};
+use crate::exchange::facts::Reach;
 use crate::exchange::{Refusal, refusal};
 use crate::io::{Flow, Stream};
 use crate::pool::Welcome;
@@ -71,7 +72,8 @@ pub fn welcome() -> Welcome {
         ("integer_datetimes", "on"),
         ("is_superuser", "on"),
     ];
-    Welcome { parameters: parameters.map(|(name, value)| (name.into(), value.as_bytes().into())).to_vec() }
+    let parameters = parameters.map(|(name, value)| (name.into(), value.as_bytes().into())).to_vec();
+    Welcome { parameters, reach: Reach::default() }
 }
 
 /// A session of the console.

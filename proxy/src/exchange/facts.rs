@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::sql::terms::{Command, Overrides, PREFIX, ResetTag, Setting, Span};
 use crate::sql::{
-    self, Access, Analysis, Effect, FunctionName, Name, PinReason, Placement, PlainStrings, Scope,
+    self, Access, Analysis, Effect, FunctionName, Isolation, Name, PinReason, Placement, PlainStrings, Scope,
     StatementKind, Value, Verdict,
 };
 
@@ -100,11 +100,19 @@ pub enum Reach {
 }
 
 impl Reach {
+    /// Of whatever runs where `default_transaction_isolation` has this value.
+    pub fn under(isolation: &[u8]) -> Self {
+        let serializable = isolation.eq_ignore_ascii_case(Isolation::Serializable.as_str().as_bytes());
+        if serializable { Self::Primary } else { Self::Anywhere }
+    }
+
     fn of(analysis: &sql::Analysis<'_>) -> Self {
         let pins = analysis.effects.iter().any(|effect| matches!(effect, Effect::Pin(_)));
         let begins = analysis.transaction.begins > 0;
+        let isolation = analysis.transaction.options.isolation;
         match &analysis.verdict {
             _ if pins || analysis.placement == Placement::Primary => Self::Primary,
+            _ if isolation == Some(Isolation::Serializable) => Self::Primary,
             Verdict::Write => Self::Primary,
             Verdict::Depends(_) | Verdict::Neutral | Verdict::Read
                 if begins && !analysis.read_only_transaction() =>

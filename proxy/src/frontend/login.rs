@@ -16,6 +16,7 @@ use crate::backend::Settings;
 use crate::config::{AuthMethod, ListenTlsMode};
 use crate::console::{self, Console};
 use crate::exchange::Refusal;
+use crate::exchange::facts::Reach;
 use crate::io::{Buffer, Flow, Socket, Stream};
 use crate::pool::{Pool, PoolKey, Welcome};
 use crate::server::Shared;
@@ -173,6 +174,7 @@ struct Pooled {
     pool: Arc<Pool>,
     startup: Arc<Settings>,
     terms: SessionTerms,
+    reach: Reach,
 }
 
 impl Pooled {
@@ -188,6 +190,7 @@ impl Pooled {
             startup: self.startup,
             terms: self.terms,
             routes: Arc::clone(&shared.routes),
+            reach: self.reach,
         })
     }
 }
@@ -271,7 +274,7 @@ impl Conversation {
         self.say_welcome(&welcome, &registration, version);
         registration.entry.enter(Phase::Idle);
         self.flush().await?;
-        Ok(LoggedIn::ToPool(Pooled { registration, pool, startup, terms }))
+        Ok(LoggedIn::ToPool(Pooled { registration, pool, startup, terms, reach: welcome.reach }))
     }
 
     /// An operator has proven who it is; may it in?

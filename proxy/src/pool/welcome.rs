@@ -3,8 +3,9 @@
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::Lease;
-use crate::backend::settings::read_back;
+use crate::backend::settings::{DEFAULT_ISOLATION, read_back};
 use crate::backend::{BackendError, Settings};
+use crate::exchange::facts::Reach;
 
 /// Welcomes remembered per pool; each combination of startup settings has its own.
 const KEPT: usize = 64;
@@ -14,6 +15,8 @@ const KEPT: usize = 64;
 pub struct Welcome {
     /// In the order in which they are sent.
     pub parameters: Vec<(Box<str>, Box<[u8]>)>,
+    /// Which servers may run what the session sends, by the isolation that its transactions have.
+    pub reach: Reach,
 }
 
 impl Welcome {
@@ -24,17 +27,21 @@ impl Welcome {
     pub async fn ask(lease: &mut Lease) -> Result<Arc<Self>, BackendError> {
         if lease.pool().key.replication.is_some() {
             let parameters = lease.reported.iter().map(|(n, v)| (n.clone(), v.clone())).collect();
-            return Ok(Arc::new(Self { parameters }));
+            return Ok(Arc::new(Self { parameters, reach: Reach::Primary }));
         }
         let names: Vec<Box<str>> = lease.reported.keys().cloned().collect();
-        let rows = lease.query(&read_back(names.iter().map(|name| &**name))).await?;
+        // Roles and databases have defaults that no server reports.
+        let asked = names.iter().map(|name| &**name).chain([DEFAULT_ISOLATION]);
+        let rows = lease.query(&read_back(asked)).await?;
         let values = rows.into_iter().next().unwrap_or_default();
+        let isolation = values.get(names.len()).and_then(Option::as_deref).unwrap_or_default();
+        let reach = Reach::under(isolation);
         let parameters = names
             .into_iter()
             .zip(values)
             .filter_map(|(name, value)| value.map(|value| (name, value.into_boxed_slice())))
             .collect();
-        Ok(Arc::new(Self { parameters }))
+        Ok(Arc::new(Self { parameters, reach }))
     }
 }
 

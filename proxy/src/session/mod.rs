@@ -54,6 +54,7 @@ use self::turns::{Pace, Tenure, Turn};
 use self::watch::Watch;
 use crate::backend::Settings;
 use crate::config::PoolMode;
+use crate::exchange::facts::Reach;
 use crate::exchange::{Refusal, refusal};
 use crate::io::{Flow, Stream};
 use crate::pool::{Lease, Pool, Routes};
@@ -116,6 +117,8 @@ pub struct Beginning {
     pub terms: SessionTerms,
     /// Which server is asked.
     pub routes: Arc<Routes>,
+    /// Which servers may run what it sends, whatever that is.
+    pub reach: Reach,
 }
 
 /// Whether the session goes on.
@@ -157,7 +160,7 @@ impl Session {
             account: Account::default(),
             terminating: false,
             pool: beginning.pool,
-            places: Places::default(),
+            places: Places::within(beginning.reach),
             routes: beginning.routes,
         })
     }

@@ -30,11 +30,18 @@ pub(super) struct Places {
     /// The epoch of the routes in which there was nothing to choose.
     alone_in: Option<u64>,
     last_write: Option<LastWrite>,
+    /// Which servers may run what it sends, by what it had at login.
+    reach: Reach,
     /// Its pools at other upstreams than the one it uses now.
     others: Vec<Arc<Pool>>,
 }
 
 impl Places {
+    /// Of a session that has just logged in.
+    pub(super) fn within(reach: Reach) -> Self {
+        Self { reach, ..Self::default() }
+    }
+
     /// Whether there was nothing to choose in this epoch of the routes.
     #[inline]
     pub(super) fn is_alone_in(&self, epoch: u64) -> bool {
@@ -87,7 +94,7 @@ impl Session {
 
     fn choose_server(&mut self, sorted: Sorted, epoch: u64) -> Result<u64, (WhyNot, u64)> {
         let reach = match self.talk.keeps() {
-            Hold::Transaction => sorted.reach(),
+            Hold::Transaction => sorted.reach().max(self.talk.wanted.reach()).max(self.places.reach),
             Hold::Session => Reach::Primary,
         };
         let upstream =
