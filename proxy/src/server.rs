@@ -10,6 +10,7 @@ use thiserror::Error;
 use tidegate_layers::shed::Ask;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::time::timeout;
 
 use crate::alerts::Alerts;
 use crate::auth::scram::{KeyCache, SaltKey};
@@ -25,7 +26,7 @@ use crate::guard::{Logins, Reporters};
 use crate::journal::{Decision, Journal, Kind};
 use crate::pool::routes::Policy;
 use crate::pool::upstream::Limits;
-use crate::pool::{Databases, PoolKey, Routes, Upstream};
+use crate::pool::{Databases, Pool, PoolKey, Routes, Upstream};
 use crate::session::policy::Policies;
 use crate::session::registry::{Registry, Signal};
 use crate::sql::Lane;
@@ -39,6 +40,8 @@ use crate::worker::Worker;
 const KEYS_KEPT: usize = 1024;
 /// Questions of `auth_query` at the same time.
 const AUTH_QUERIES: usize = 4;
+/// How long a server may take for one: else it is stuck, and others wait for the place.
+const AUTH_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// While sessions are drained, how often it is looked whether they have gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -214,10 +217,11 @@ impl Shared {
         Err(format!("{}s are refused, cause={cause}", lane.word()))
     }
 
-    /// Asks PostgreSQL for the secret of a user, as the user in `[cluster]`.
+    /// Asks PostgreSQL for the secret of a user, as the user in `[cluster]`. A server that does not answer keeps nobody
+    /// from being let in by another.
     ///
     /// # Errors
-    /// When it cannot be asked. `Ok(None)`: there is no `auth_query`, or no such user.
+    /// When none can be asked. `Ok(None)`: there is no `auth_query`, or no such user.
     pub async fn query_secret(&self, user: &str, worker: usize) -> Result<Option<Secret>, ()> {
         let config = self.config.load_full();
         let (Some(query), Some(cluster_user)) = (&config.listen.auth_query, &config.cluster.user) else {
@@ -229,29 +233,16 @@ impl Shared {
             user: cluster_user.as_str().into(),
             replication: None,
         };
-        let pool = self.routes.primary().pool(key);
-        pool.set_credential(self.secrets.load().credential(cluster_user));
-        let asked = async {
-            let mut lease = pool
-                .acquire(Lane::Read, Ask::default(), worker)
-                .await
-                .map_err(|refusal| refusal.reason().to_owned())?;
-            let none = crate::backend::Settings::none();
-            crate::session::settle::bring(&mut lease, &none).await.map_err(|refused| refused.words().1)?;
-            let rows = lease.query_with(query, &[user]).await.map_err(|error| error.to_string())?;
-            lease.give_back();
-            Ok::<_, String>(rows)
-        };
-        match asked.await {
-            Ok(rows) => {
-                let secret = rows.into_iter().next().and_then(|row| row.into_iter().nth(1)).flatten();
-                Ok(secret.and_then(|secret| String::from_utf8(secret).ok()).map(|text| Secret::parse(&text)))
-            }
-            Err(error) => {
-                tracing::warn!(%error, "auth_query failed");
-                Err(())
+        for upstream in self.routes.for_login() {
+            let pool = upstream.pool(key.clone());
+            pool.set_credential(self.secrets.load().credential(cluster_user));
+            let asked = timeout(AUTH_QUERY_TIMEOUT, ask_secret(&pool, query, user, worker)).await;
+            match asked.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+                Ok(secret) => return Ok(secret),
+                Err(error) => tracing::warn!(upstream = %upstream.name, %error, "auth_query failed"),
             }
         }
+        Err(())
     }
 
     /// From now on the guards of all upstreams are watched, on the control thread.
@@ -415,6 +406,22 @@ pub fn describe(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+async fn ask_secret(
+    pool: &Arc<Pool>,
+    query: &str,
+    user: &str,
+    worker: usize,
+) -> Result<Option<Secret>, String> {
+    let acquired = pool.acquire(Lane::Read, Ask::default(), worker).await;
+    let mut lease = acquired.map_err(|refusal| refusal.reason().to_owned())?;
+    let none = crate::backend::Settings::none();
+    crate::session::settle::bring(&mut lease, &none).await.map_err(|refused| refused.words().1)?;
+    let rows = lease.query_with(query, &[user]).await.map_err(|error| error.to_string())?;
+    lease.give_back();
+    let secret = rows.into_iter().next().and_then(|row| row.into_iter().nth(1)).flatten();
+    Ok(secret.and_then(|secret| String::from_utf8(secret).ok()).map(|text| Secret::parse(&text)))
 }
 
 fn connectors(config: &Config, keys: &Arc<KeyCache>) -> Result<Vec<Connector>, TlsError> {

@@ -1,12 +1,13 @@
 //! A primary is lost and another one promoted: sessions stay, writes find it, reads go on, and what was left behind gets
 //! nothing any more.
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tidegate_chaos::cluster::{Cluster, ClusterOptions, Node, NodeOptions, Programs, Replication, StopMode};
-use tidegate_tests::{Credentials, Frames, Proxy, ScriptedApp, wait_for};
+use tidegate_tests::{Credentials, Frames, Problem, Proxy, ProxyOptions, ScriptedApp, wait_for};
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;
 
@@ -49,7 +50,7 @@ struct Load {
 }
 
 impl Load {
-    async fn work(self: Arc<Self>, address: std::net::SocketAddr, work: Work) {
+    async fn work(self: Arc<Self>, address: SocketAddr, work: Work) {
         let mut app = ScriptedApp::session(address, "postgres", "postgres").await.0;
         while !self.stop.load(Ordering::Relaxed) {
             let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -441,6 +442,41 @@ async fn a_serializable_transaction_goes_to_the_primary_whoever_made_it_one() {
         let who = Credentials { user, password: "", database: "postgres" };
         app.log_in_with(who, options).await.unwrap();
         assert!(!served_by_standby(&mut app).await, "{user} {options:?}");
+    }
+}
+
+/// A user whom no userlist has.
+async fn log_in_app(address: SocketAddr) -> Result<ScriptedApp, Problem> {
+    let mut app = ScriptedApp::connect(address).await;
+    let who = Credentials { user: "app", password: "app", database: "postgres" };
+    app.log_in(who).await.map(|_| app)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whose_secret_is_asked_for_gets_in_while_the_primary_hangs() {
+    // Sessions that are in go on reading from the standby. Whoever came new was asked for at the primary alone, and
+    // refused, or hung until the login timed out: an application that restarts in such an outage could not read.
+    let cluster = cluster(1);
+    block_in_place(|| cluster.primary().sql("CREATE ROLE app LOGIN PASSWORD 'app'")).unwrap();
+    let config = format!(
+        "{PREFER_STANDBY}[listen]\nauth_query = \"SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1\"\n"
+    );
+    let nodes = [cluster.primary(), &cluster.standbys()[0]];
+    let options = ProxyOptions::new(crate::TIDEGATE).config(&config);
+    let proxy = nodes.iter().fold(options, |options, node| options.upstream(&node.url())).start().await;
+    let address = proxy.address();
+    let mut early = wait_for(SOON, "a login", async || log_in_app(address).await.ok()).await;
+    wait_for(SOON, "a standby answers", async || is_served_by_standby(&mut early).await.then_some(())).await;
+
+    block_in_place(|| cluster.primary().freeze()).unwrap();
+    let begun = Instant::now();
+    // More than are asked for at a time.
+    let mut logins: JoinSet<_> = (0..8).map(|_| log_in_app(address)).collect();
+
+    while let Some(login) = logins.join_next().await {
+        let login = login.unwrap();
+        let mut app = login.unwrap_or_else(|problem| panic!("{problem:?} after {:?}", begun.elapsed()));
+        assert_eq!(app.query("SELECT 1").await.error(), None);
     }
 }
 
