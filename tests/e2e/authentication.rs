@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use postgres_protocol::authentication::sasl::{ChannelBinding, SCRAM_SHA_256, ScramSha256};
 use tidegate_chaos::cluster::{Node, NodeOptions, Programs, SecretKind};
@@ -215,6 +215,62 @@ async fn unknown_users_cannot_be_told_from_wrong_passwords() {
         assert_eq!(unknown[0].salt == unknown[1].salt, known[0].salt == known[1].salt, "{user}");
         assert_ne!(unknown[0].salt, known[0].salt, "{user}");
     }
+}
+
+/// A SCRAM secret as PostgreSQL keeps it, of nobody's password.
+fn foreign_secret(iterations: u32) -> String {
+    let key = format!("{}=", "A".repeat(43));
+    format!("SCRAM-SHA-256${iterations}:c2FsdHNhbHRzYWx0c2E=${key}:{key}")
+}
+
+#[tokio::test]
+async fn unknown_users_are_asked_what_most_users_are() {
+    // The kind of question, and the iterations in it, told whoever tried which names exist.
+    let (slow, usual) = (foreign_secret(10_000), foreign_secret(4096));
+    let listed = [("a", slow.as_str()), ("b", &slow), ("c", &usual), ("d", "plain")];
+    let scram = guard("scram", &listed).await;
+    let md5 = guard("md5", &listed).await;
+    let old = guard("md5", &[("a", &slow), ("d", "plain"), ("old", &kept_secret("old"))]).await;
+
+    assert_eq!(tried(&scram, "a").await.iterations, "10000");
+    assert_eq!(tried(&scram, "nobody").await.iterations, "10000");
+    assert_eq!([asked(&md5, "a").await, asked(&md5, "nobody").await], [10, 10], "most have SCRAM secrets");
+    assert_eq!([asked(&old, "old").await, asked(&old, "nobody").await], [5, 5], "most have others");
+}
+
+#[tokio::test]
+async fn with_a_query_unknown_users_are_asked_what_postgresql_would_ask() {
+    // Who is in the userlist is the exception there: the one that runs the query, with its password.
+    let config = "listen.auth = \"md5\"\nlisten.userlist = \"users\"\n\
+                  listen.auth_query = \"SELECT usename, passwd FROM pg_shadow WHERE usename = $1\"\n\
+                  cluster.user = \"lookup\"\ncluster.password = \"lookup-Pa55word\"";
+    let options =
+        ProxyOptions::new(TIDEGATE).config(config).file("users", &line("lookup", "lookup-Pa55word"));
+    let proxy = options.upstream(&upstream()).start().await;
+
+    assert_eq!([asked(&proxy, "modern").await, asked(&proxy, "nobody").await], [10, 10]);
+}
+
+#[tokio::test]
+async fn to_refuse_a_password_of_an_unknown_user_takes_as_long_as_of_a_known_one() {
+    // One was hashed and the other was not: milliseconds against none, which a clock tells apart. So many iterations
+    // take so long that no noise hides it.
+    let proxy = guard("password", &[("known", &foreign_secret(500_000))]).await;
+    let took = async |user| {
+        let begun = Instant::now();
+        let who = Credentials { user, password: "wrong", database: "need_trust" };
+        assert_eq!(log_in(&proxy, who).await.err().unwrap().code(), "28P01");
+        begun.elapsed()
+    };
+
+    let mut known = Duration::MAX;
+    let mut unknown = Duration::MAX;
+    for _ in 0..3 {
+        known = known.min(took("known").await);
+        unknown = unknown.min(took("unknown").await);
+    }
+
+    assert!(unknown * 4 > known, "{unknown:?} instead of {known:?}");
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use subtle::ConstantTimeEq;
 
 pub use md5::Md5Digest;
 pub use scram::{ScramError, ScramKeys};
-pub use secret::{ScramSecret, Secret};
+pub use secret::{Look, ScramSecret, Secret};
 pub use userlist::{Userlist, UserlistError};
 
 use crate::config::Password;

@@ -20,6 +20,33 @@ pub enum Secret {
     Scram(ScramSecret),
 }
 
+/// What a login shows of the form of its secret.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Look {
+    /// A password, or its md5 digest: it answers a md5 challenge, and is checked at once.
+    Md5,
+    /// It answers SCRAM only, and to check a password takes so many iterations.
+    Scram {
+        /// Of PBKDF2.
+        iterations: u32,
+    },
+}
+
+impl Look {
+    /// A secret of this look that no password fits.
+    pub fn mock(self) -> Secret {
+        match self {
+            Self::Md5 => Secret::Plain(Password::new(String::new())),
+            Self::Scram { iterations } => Secret::Scram(ScramSecret {
+                iterations,
+                salt: Vec::new(),
+                stored_key: Key::default(),
+                server_key: Key::default(),
+            }),
+        }
+    }
+}
+
 /// RFC 5803's stored form of a SCRAM-SHA-256 password, as PostgreSQL writes it:
 /// `SCRAM-SHA-256$<iterations>:<salt>$<StoredKey>:<ServerKey>`.
 #[derive(Clone, PartialEq, Eq)]
@@ -44,6 +71,14 @@ impl Secret {
             Self::Scram(secret)
         } else {
             Self::Plain(Password::new(text.to_owned()))
+        }
+    }
+
+    /// What a login by it looks like.
+    pub fn look(&self) -> Look {
+        match self {
+            Self::Plain(_) | Self::Md5(_) => Look::Md5,
+            Self::Scram(secret) => Look::Scram { iterations: secret.iterations },
         }
     }
 

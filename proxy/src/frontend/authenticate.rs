@@ -6,7 +6,7 @@ use thiserror::Error;
 
 use super::login::Conversation;
 use crate::auth::scram::{Binding, Mechanism, ScramServer};
-use crate::auth::{Credential, ScramError, Secret, md5};
+use crate::auth::{Credential, Look, ScramError, Secret, md5};
 use crate::config::AuthMethod;
 use crate::server::Shared;
 use crate::wire::SqlState;
@@ -65,11 +65,12 @@ pub async fn authenticate(
         Some(secret) => Some(secret),
         None => shared.query_secret(user, talk.worker).await.map_err(|()| AuthError::Unable)?,
     };
-    let proven = match (method, &secret) {
-        (AuthMethod::Password, _) => by_password(talk, user, secret.clone()).await?,
-        (AuthMethod::Md5, Some(Secret::Plain(_) | Secret::Md5(_)) | None) => {
-            by_md5(talk, user, secret.as_ref()).await?
+    let look = secrets.look(secret.as_ref());
+    let proven = match (method, look) {
+        (AuthMethod::Password, _) => {
+            by_password(talk, user, secret.clone().unwrap_or_else(|| look.mock())).await?
         }
+        (AuthMethod::Md5, Look::Md5) => by_md5(talk, user, secret.as_ref()).await?,
         (AuthMethod::Scram | AuthMethod::Md5 | AuthMethod::Trust, _) => {
             by_scram(talk, user, secret.clone(), shared).await?
         }
@@ -80,11 +81,7 @@ pub async fn authenticate(
     })
 }
 
-async fn by_password(
-    talk: &mut Conversation,
-    user: &str,
-    secret: Option<Secret>,
-) -> Result<Credential, AuthError> {
+async fn by_password(talk: &mut Conversation, user: &str, secret: Secret) -> Result<Credential, AuthError> {
     talk.authentication(code::CLEARTEXT, &[]).await?;
     let answer = talk.password_message().await?;
     let password = split_cstr(&answer)
@@ -92,7 +89,6 @@ async fn by_password(
         .and_then(|(password, _)| std::str::from_utf8(password).ok())
         .ok_or_else(|| AuthError::Protocol("malformed password message".to_owned()))?
         .to_owned();
-    let Some(secret) = secret else { return Err(AuthError::Wrong(user.to_owned())) };
     let name = user.to_owned();
     // Against a SCRAM secret this is milliseconds of hashing.
     let checked = tokio::task::spawn_blocking(move || {

@@ -9,7 +9,7 @@ use zeroize::Zeroizing;
 use super::keys::{Key, ScramKeys, hash, sign, xor};
 use super::message::{Attributes, check_nonce, decode_32};
 use super::{Binding, Mechanism, ScramError, auth_message, channel_binding, nonce, random};
-use crate::auth::{ScramSecret, Secret, same};
+use crate::auth::{Look, ScramSecret, Secret, same};
 
 /// Iterations of verifiers that we make: `SCRAM_SHA_256_DEFAULT_ITERATIONS` in PostgreSQL.
 pub const ITERATIONS: u32 = 4096;
@@ -58,18 +58,18 @@ enum Outcome {
 }
 
 impl Verifier {
-    /// For a user with this secret, or without any.
+    /// For a user with this secret, or without any, where users have secrets that look like `usual`.
     ///
     /// A plain password pays PBKDF2 with [`ITERATIONS`]; do it when secrets are loaded, not when a login
     /// waits. A md5 digest and an empty password cannot do SCRAM: like an unknown user they get a
     /// [`mock`](Self::mock).
-    pub fn new(user: &str, secret: Option<&Secret>, salts: &SaltKey) -> Self {
+    pub fn new(user: &str, secret: Option<&Secret>, usual: Look, salts: &SaltKey) -> Self {
         match secret {
             Some(Secret::Scram(secret)) => Self { secret: secret.clone(), outcome: Outcome::Open },
             Some(Secret::Plain(password)) if !password.reveal().is_empty() => {
                 Self::from_password(user, password.reveal(), salts)
             }
-            Some(Secret::Plain(_) | Secret::Md5(_)) | None => Self::mock(user, salts),
+            Some(Secret::Plain(_) | Secret::Md5(_)) | None => Self::mock(user, usual, salts),
         }
     }
 
@@ -87,9 +87,13 @@ impl Verifier {
 
     /// For a user who cannot log in, so that the application learns no more than "wrong password"
     /// (`mock_scram_secret` in PostgreSQL). Cheap: made anew for each attempt.
-    pub fn mock(user: &str, salts: &SaltKey) -> Self {
+    pub fn mock(user: &str, usual: Look, salts: &SaltKey) -> Self {
+        let iterations = match usual {
+            Look::Md5 => ITERATIONS,
+            Look::Scram { iterations } => iterations,
+        };
         let secret = ScramSecret {
-            iterations: ITERATIONS,
+            iterations,
             salt: salts.salt(user),
             stored_key: Key::default(),
             server_key: Key::default(),

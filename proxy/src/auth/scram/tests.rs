@@ -4,9 +4,10 @@ use postgres_protocol::authentication::sasl::{self, ScramSha256};
 use proptest::prelude::*;
 
 use super::*;
-use crate::auth::{ScramSecret, Secret};
+use crate::auth::{Look, ScramSecret, Secret};
 use crate::config::Password;
 
+const USUAL: Look = Look::Scram { iterations: 4096 };
 const PLAIN: [&str; 1] = ["SCRAM-SHA-256"];
 const BOTH: [&str; 2] = ["SCRAM-SHA-256-PLUS", "SCRAM-SHA-256"];
 
@@ -15,7 +16,7 @@ fn password(text: &str) -> ClientCredential {
 }
 
 fn verifier(secret: &str) -> Verifier {
-    Verifier::new("user", Some(&Secret::parse(secret)), &SaltKey::new().unwrap())
+    Verifier::new("user", Some(&Secret::parse(secret)), USUAL, &SaltKey::new().unwrap())
 }
 
 fn end_point(hash: &[u8]) -> Binding {
@@ -53,7 +54,7 @@ fn both_roles_speak_the_exchange_of_rfc_7677() {
     let nonce = "rOprNGfwEbeRWgbNEkqO".to_owned();
     let client =
         ScramClient::with_nonce(password("pencil"), Binding::Unavailable, PLAIN, "user", nonce).unwrap();
-    let verifier = Verifier::new("user", Some(&rfc_secret()), &SaltKey::new().unwrap());
+    let verifier = Verifier::new("user", Some(&rfc_secret()), USUAL, &SaltKey::new().unwrap());
     let server = ScramServer::with_nonce(verifier, Binding::Unavailable, "%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0");
 
     assert_eq!(client.first(), first);
@@ -128,7 +129,7 @@ fn an_unknown_user_looks_like_a_wrong_password() {
     let md5 = Secret::parse(&postgres_protocol::password::md5(b"pencil", "user"));
     let shape = |secret: Option<&Secret>| {
         let client = ScramClient::new(password("wrong"), Binding::Unavailable, PLAIN).unwrap();
-        let verifier = Verifier::new("user", secret, &salts);
+        let verifier = Verifier::new("user", secret, USUAL, &salts);
         let server = ScramServer::new(verifier, Binding::Unavailable).unwrap();
         let (server_first, server) = server.first(client.mechanism(), client.first()).unwrap();
         let challenge = client.challenge(&server_first).unwrap();
@@ -149,7 +150,7 @@ fn an_unknown_user_looks_like_a_wrong_password() {
 #[test]
 fn a_mock_refuses_even_a_proof_that_fits_its_keys() {
     // Its keys are known to everybody (zeros): only its doom keeps an attacker out.
-    let mock = Verifier::mock("user", &SaltKey::new().unwrap());
+    let mock = Verifier::mock("user", USUAL, &SaltKey::new().unwrap());
     let server = ScramServer::new(mock, Binding::Unavailable).unwrap();
     let zeros =
         ScramKeys { client_key: Key::default(), stored_key: Key::default(), server_key: Key::default() };
@@ -269,7 +270,7 @@ fn debug_reveals_nothing() {
     let secret = Secret::parse(&postgres_protocol::password::scram_sha_256(b"hunter2"));
     let Secret::Scram(stored) = &secret else { panic!("SCRAM expected") };
     let server = ScramServer::new(
-        Verifier::new("user", Some(&secret), &SaltKey::new().unwrap()),
+        Verifier::new("user", Some(&secret), USUAL, &SaltKey::new().unwrap()),
         Binding::Unavailable,
     );
     let keys = ScramKeys::derive("hunter2", b"salt", 1);
@@ -292,7 +293,7 @@ proptest! {
         let binding = if plus { end_point(b"h") } else { Binding::Unavailable };
         let mechanism = binding.mechanisms()[0];
         for input in [bytes.as_slice(), text.as_bytes()] {
-            let mock = || Verifier::mock("user", &SaltKey::new().unwrap());
+            let mock = || Verifier::mock("user", USUAL, &SaltKey::new().unwrap());
             let _ = ScramServer::new(mock(), binding.clone()).unwrap().first(mechanism, input);
             let server = ScramServer::new(mock(), Binding::Unavailable).unwrap();
             let (_, awaiting) = server.first(Mechanism::ScramSha256, b"n,,n=,r=x").unwrap();
