@@ -16,6 +16,7 @@ use tidegate::guard::Running;
 use tidegate::pool::upstream::{Limits, enter_worker};
 use tidegate::pool::{Databases, Lease, Pool, PoolKey, Upstream};
 use tidegate::session::lanes::{Surroundings, TransactionLane, fingerprint_of};
+use tidegate::session::notes::Pins;
 use tidegate::sql::Lane;
 use tidegate::stack::{Checkout, Stack, build};
 use tidegate_chaos::cluster::{Node, NodeOptions, Programs};
@@ -54,7 +55,8 @@ fn taken(stack: &mut Stack, pool: &Arc<Pool>, lane: Lane) -> Lease {
 
 /// The lane of a statement outside of a transaction.
 fn lane_of(facts: &Facts, text: &[u8], pool: &Arc<Pool>) -> Lane {
-    let surroundings = Surroundings { pool, learned: &pool.upstream.guard.learned, asked: None };
+    let surroundings =
+        Surroundings { pool, learned: &pool.upstream.guard.learned, asked: None, pins: Pins::NONE };
     TransactionLane::default().next(facts, surroundings, || fingerprint_of(text))
 }
 

@@ -11,6 +11,7 @@ use tidegate::pool::functions::functions_changed;
 use tidegate::pool::upstream::{Limits, enter_worker};
 use tidegate::pool::{Learned, Pool, PoolKey, Upstream};
 use tidegate::session::lanes::{Surroundings, TransactionLane, fingerprint_of};
+use tidegate::session::notes::Pins;
 use tidegate::sql::Lane;
 use tidegate_tests::{fresh_database, shared_postgres, wait_for};
 
@@ -36,7 +37,7 @@ fn pool() -> (Arc<Pool>, String) {
 
 fn lane(pool: &Arc<Pool>, sql: &str) -> Lane {
     let learned = Learned::default();
-    let surroundings = Surroundings { pool, learned: &learned, asked: None };
+    let surroundings = Surroundings { pool, learned: &learned, asked: None, pins: Pins::NONE };
     TransactionLane::default()
         .next(&Facts::of(sql.as_bytes()), surroundings, || fingerprint_of(sql.as_bytes()))
 }

@@ -337,6 +337,13 @@ impl Facts {
         }
     }
 
+    /// Whether it drops temporary tables, if there are any. Their rows in the catalog are deleted: that is a write.
+    pub fn discards_temporary(&self) -> bool {
+        self.changes
+            .iter()
+            .any(|change| matches!(change, Change::DiscardAll | Change::Unpin(PinReason::TempTable)))
+    }
+
     /// The only prepared statement that it deallocates, when it does nothing else.
     pub fn sole_deallocate(&self) -> Option<&[u8]> {
         match (self.statements, &*self.changes) {

@@ -6,11 +6,12 @@
 
 use std::sync::{Arc, LazyLock};
 
+use super::notes::Pins;
 use crate::exchange::Facts;
 use crate::exchange::facts::{Need, Reach};
 use crate::pool::{Learned, Pool};
 use crate::sql::terms::LaneChoice;
-use crate::sql::{Access, FingerprintKey, Lane, PlainStrings, StatementKind, fingerprint};
+use crate::sql::{Access, FingerprintKey, Lane, PinReason, PlainStrings, StatementKind, fingerprint};
 
 /// The key of all fingerprints of this process.
 static KEY: LazyLock<FingerprintKey> = LazyLock::new(FingerprintKey::random);
@@ -29,6 +30,15 @@ pub struct Surroundings<'a> {
     pub learned: &'a Learned,
     /// `tidegate.lane` of the session.
     pub asked: Option<Lane>,
+    /// What the session has on its backend.
+    pub pins: Pins,
+}
+
+impl Surroundings<'_> {
+    /// Whether there are temporary tables, and the statement drops them.
+    fn drop_tables(&self, facts: &Facts) -> bool {
+        self.pins.has(PinReason::TempTable) && facts.discards_temporary()
+    }
 }
 
 /// What a transaction did so far, as far as lanes go. Over with [`TransactionLane::default`].
@@ -81,7 +91,7 @@ impl TransactionLane {
         let asked = facts.hints.lane.and_then(LaneChoice::lane);
         let lane = self.of(facts, asked.or(surroundings.asked), surroundings, fingerprint);
         // A hint at BEGIN is for the whole transaction.
-        if facts.lane != Need::Neutral || asked.is_some() {
+        if facts.lane != Need::Neutral || asked.is_some() || surroundings.drop_tables(facts) {
             self.lane = self.lane.max(Some(lane));
         }
         lane
@@ -127,6 +137,9 @@ impl TransactionLane {
         if let Some(asked) = asked {
             return asked;
         }
+        if surroundings.drop_tables(facts) {
+            return Lane::Write;
+        }
         if facts.lane == Need::Neutral {
             return self.lane.unwrap_or(Lane::Read);
         }
@@ -159,9 +172,13 @@ mod tests {
     use crate::pool::tests::pool;
 
     fn lanes(texts: &[&str], asked: Option<Lane>) -> Vec<Lane> {
+        lanes_with(Pins::default(), texts, asked)
+    }
+
+    fn lanes_with(pins: Pins, texts: &[&str], asked: Option<Lane>) -> Vec<Lane> {
         let (pool, learned) = (pool(), Learned::default());
         learned.learn(fingerprint_of(b"SELECT * FROM a_view_that_writes WHERE x = 1"));
-        let surroundings = Surroundings { pool: &pool, learned: &learned, asked };
+        let surroundings = Surroundings { pool: &pool, learned: &learned, asked, pins };
         let mut transaction = TransactionLane::default();
         let next = |text: &&str| {
             transaction.next(&Facts::of(text.as_bytes()), surroundings, || fingerprint_of(text.as_bytes()))
@@ -226,5 +243,25 @@ mod tests {
         assert_eq!(lanes(&["BEGIN", "SELECT 1"], Some(Write)), [Write, Write]);
         assert_eq!(lanes(&["SELECT unknown_function()"], Some(Read)), [Read]);
         assert_eq!(lanes(&["SELECT /*tidegate:lane=write*/ 1"], Some(Read)), [Write]);
+    }
+
+    #[tokio::test]
+    async fn a_discard_that_drops_temporary_tables_is_a_write_and_no_other_is() {
+        // A pool that sends DISCARD ALL with each connection that it hands out would get nothing but errors while
+        // writes are refused; one that drops tables waits for the standby that is gone, until its deadline.
+        use Lane::{Read, Write};
+        let mut with_tables = Pins::default();
+        let _ = with_tables.insert(PinReason::TempTable);
+        let mut listens = Pins::default();
+        let _ = listens.insert(PinReason::Listen);
+
+        for text in ["DISCARD ALL", "discard temp", "DISCARD TEMPORARY; SELECT 1"] {
+            assert_eq!(lanes_with(with_tables, &[text], None), [Write], "{text}");
+            assert_eq!(lanes_with(listens, &[text], None), [Read], "{text}");
+            assert_eq!(lanes(&[text], None), [Read], "{text}");
+        }
+        assert_eq!(lanes_with(with_tables, &["DISCARD PLANS"], None), [Read]);
+        let transaction = ["BEGIN", "SELECT 1", "DISCARD TEMP", "SELECT 1", "COMMIT"];
+        assert_eq!(lanes_with(with_tables, &transaction, None), [Read, Read, Write, Write, Write]);
     }
 }

@@ -28,6 +28,9 @@ pub fn pin_word(reason: PinReason) -> &'static str {
 }
 
 impl Pins {
+    /// No reason.
+    pub const NONE: Self = Self(0);
+
     fn bit(reason: PinReason) -> u8 {
         let index = PIN_REASONS.iter().position(|(r, _)| *r == reason).unwrap_or(PIN_REASONS.len());
         1_u8.checked_shl(u32::try_from(index).unwrap_or(7)).unwrap_or(0x80)
@@ -43,6 +46,12 @@ impl Pins {
     /// Takes a reason away.
     pub fn remove(&mut self, reason: PinReason) {
         self.0 &= !Self::bit(reason);
+    }
+
+    /// Whether this is a reason.
+    #[inline]
+    pub fn has(self, reason: PinReason) -> bool {
+        self.0 & Self::bit(reason) != 0
     }
 
     /// Whether there is any reason.

@@ -5,6 +5,7 @@ use std::sync::{Arc, LazyLock};
 
 use super::conversation::Conversation;
 use super::lanes::{Surroundings, TransactionLane, fingerprint_of};
+use super::notes::Pins;
 use super::terms::SessionTerms;
 use crate::backend::Statement;
 use crate::exchange::Facts;
@@ -35,6 +36,8 @@ pub(super) struct Sorted {
     statements: Statements,
     /// How many bytes of it were looked at; the rest of a message that is not there as a whole is counted.
     pub(super) looked_at: usize,
+    /// What the session has on its backend.
+    pins: Pins,
 }
 
 /// How many statements were looked at.
@@ -110,6 +113,7 @@ impl Sorted {
         begins: false,
         statements: Statements::Some,
         looked_at: 0,
+        pins: Pins::NONE,
     };
 
     /// What it is, under this transaction status.
@@ -191,6 +195,7 @@ impl Conversation {
             begins: false,
             statements: Statements::None,
             looked_at: 0,
+            pins: self.pins,
         };
         sorted.lane = sorted.transaction.lane().unwrap_or(Lane::Read);
         let mut parsed = Parsed::default();
@@ -240,7 +245,7 @@ impl Conversation {
         self.names.clear_unnamed();
         self.transaction = TransactionLane::default();
         let learned = &pool.upstream.guard.learned;
-        let surroundings = Surroundings { pool, learned, asked: self.terms.now().lane };
+        let surroundings = Surroundings { pool, learned, asked: self.terms.now().lane, pins: self.pins };
         let _ = self.transaction.next(facts, surroundings, || 0);
     }
 
@@ -389,7 +394,7 @@ fn add(
         sorted.begins = facts.first == StatementKind::Begin;
     }
     let learned = &pool.upstream.guard.learned;
-    let surroundings = Surroundings { pool, learned, asked: terms.now().lane };
+    let surroundings = Surroundings { pool, learned, asked: terms.now().lane, pins: sorted.pins };
     let lane = sorted.transaction.next(facts, surroundings, fingerprint);
     sorted.lane = sorted.lane.max(lane);
     sorted.commits |= facts.commits;

@@ -10,7 +10,8 @@
 //!   takes a lock is about to write. `IN ACCESS SHARE MODE` is a read: that is how `pg_dump` starts.
 //! - Statements that keep whatever lane their transaction is in are [`Verdict::Neutral`]: BEGIN, SAVEPOINT, SET,
 //!   SHOW, FETCH and so on, and COMMIT, of which only the caller knows whether there was a write.
-//!   Outside of a transaction they are reads.
+//!   Outside of a transaction they are reads. So is a DISCARD, unless its session has temporary tables: that is for
+//!   [`crate::session::lanes`] to know.
 //! - EXECUTE is a write, as what was prepared is not known here; PREPARE itself is neutral.
 //!
 //! # What it cannot see

@@ -9,7 +9,9 @@ use tidegate_chaos::fault::Fault;
 use tidegate_tests::{Frames, Proxy, Reply, ScriptedApp, wait_for};
 use tokio::task::{JoinSet, block_in_place};
 
-use super::{LEDGER, Peak, Watch, at_deadline, at_most, guarded, refused, session, timed};
+use super::{
+    LEDGER, Peak, Watch, at_deadline, at_most, guarded, refused, session, synchronous_cluster, timed,
+};
 use crate::rig::{SOON, own_postgres, run};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -483,6 +485,35 @@ async fn a_transaction_is_a_read_until_it_writes() {
     let reply = app.query("ROLLBACK").await;
     assert_eq!((reply.error(), reply.status()), (None, Some('I')));
     run(&mut app, "SELECT 1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn discard_all_is_refused_with_the_writes_where_it_drops_tables_and_only_there() {
+    // Pools of applications send it with each connection that they hand out. Taken for a read, it waited for the
+    // standby with the tables' rows in the catalog; taken for a write of every session, a stall would cost all of them.
+    let cluster = block_in_place(synchronous_cluster);
+    let proxy = guarded(cluster.primary(), "").await;
+    let (mut pinned, mut other) = (session(&proxy).await, session(&proxy).await);
+    run(&mut pinned, "CREATE TEMP TABLE mine AS SELECT 7").await;
+    run(&mut other, "SELECT 1").await;
+    block_in_place(|| cluster.standbys()[0].freeze()).unwrap();
+    let mut stuck = Vec::new();
+    for id in 0..3 {
+        let mut app = session(&proxy).await;
+        app.send(Frames::new().query(&format!("INSERT INTO ledger VALUES ({id})"))).await;
+        stuck.push(app);
+    }
+    wait_for(SOON, "the breaker opens", async || {
+        let trips = proxy.metrics().await.get("tidegate_breaker_trips_total", &[("lane", "write")]);
+        (trips >= Some(1.0)).then_some(())
+    })
+    .await;
+
+    let discarded = pinned.query("DISCARD ALL").await;
+
+    refused(&discarded, "53000", &[("reason", "breaker_open"), ("lane", "write"), ("outcome", "not_sent")]);
+    run(&mut pinned, "SELECT * FROM mine").await;
+    run(&mut other, "DISCARD ALL").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
