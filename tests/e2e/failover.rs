@@ -151,12 +151,12 @@ async fn session(proxy: &Proxy) -> ScriptedApp {
     ScriptedApp::session(proxy.address(), "postgres", "postgres").await.0
 }
 
-/// Whether the server that answers is a standby. Unlike `pg_is_in_recovery()` and SHOW, any of them may be asked.
-const IN_RECOVERY: &str = "SELECT current_setting('in_hot_standby')";
+/// Whether the server that answers is a standby.
+const IN_RECOVERY: &str = "SELECT pg_is_in_recovery()";
 
 async fn is_served_by_standby(app: &mut ScriptedApp) -> bool {
     let reply = app.query(IN_RECOVERY).await;
-    reply.error().is_none() && reply.value().as_deref() == Some("on")
+    reply.error().is_none() && reply.value().as_deref() == Some("t")
 }
 
 /// Waits until a write works.
@@ -373,7 +373,7 @@ async fn only_what_may_run_on_a_standby_does() {
     for (sql, standby) in [
         ("SELECT current_setting('in_hot_standby')", "on"),
         ("BEGIN; SELECT current_setting('in_hot_standby'); COMMIT", "off"),
-        ("SELECT pg_is_in_recovery()", "f"),
+        ("SELECT pg_is_in_recovery()", "t"),
         ("SHOW in_hot_standby", "off"),
         ("SELECT current_setting('in_hot_standby') FROM pg_stat_activity", "off"),
         ("SELECT current_setting('in_hot_standby'), pg_stat_reset()", "off"),
@@ -389,8 +389,7 @@ async fn only_what_may_run_on_a_standby_does() {
         assert!(rows.iter().any(|value| value.as_deref() == Some(standby)), "{sql}: {rows:?}");
     }
     let mut app = session(&proxy).await;
-    for (begin, standby) in
-        [("BEGIN", "off"), ("BEGIN READ ONLY", "on"), ("START TRANSACTION READ WRITE", "off")]
+    for (begin, standby) in [("BEGIN", "f"), ("BEGIN READ ONLY", "t"), ("START TRANSACTION READ WRITE", "f")]
     {
         assert_eq!(app.query(begin).await.error(), None);
         let reply = app.query(IN_RECOVERY).await;

@@ -86,7 +86,7 @@ const READS: &str = "\
     money multirange mxid_age name netmask network now npoints nth_value ntile num_nonnulls num_nulls \
     numeric_div_trunc nummultirange numnode numrange obj_description octet_length oid oidvector \
     oidvectortypes overlaps parse_ident path percent_rank percentile_cont percentile_disc \
-    pg_available_extension_versions pg_available_extensions pg_basetype pg_char_to_encoding \
+    pg_available_extension_versions pg_available_extensions pg_backend_pid pg_basetype pg_char_to_encoding \
     pg_client_encoding pg_collation_actual_version pg_collation_for pg_collation_is_visible \
     pg_column_compression pg_column_is_updatable pg_column_size pg_column_toast_chunk_id pg_config \
     pg_control_init pg_control_system pg_conversion_is_visible pg_current_snapshot \
@@ -102,7 +102,7 @@ const READS: &str = "\
     pg_get_userbyid pg_get_viewdef pg_get_wal_replay_pause_state pg_has_role pg_identify_object \
     pg_identify_object_as_address pg_index_column_has_property pg_index_has_property \
     pg_indexam_has_property pg_indexam_progress_phasename pg_indexes_size pg_input_error_info \
-    pg_input_is_valid pg_is_other_temp_schema pg_is_wal_replay_paused pg_jit_available \
+    pg_input_is_valid pg_is_in_recovery pg_is_other_temp_schema pg_is_wal_replay_paused pg_jit_available \
     pg_last_committed_xact pg_last_wal_receive_lsn pg_last_wal_replay_lsn pg_last_xact_replay_timestamp \
     pg_listening_channels pg_lsn pg_mcv_list_items pg_my_temp_schema pg_opclass_is_visible \
     pg_operator_is_visible pg_opfamily_is_visible pg_options_to_table pg_partition_ancestors \
@@ -148,11 +148,12 @@ const READS_PRIMARY: &str = "\
     pg_rotate_logfile pg_terminate_backend pg_try_advisory_xact_lock pg_try_advisory_xact_lock_shared \
     pg_walfile_name pg_walfile_name_offset pg_xact_status txid_status";
 
-/// What a server says of itself: its role, processes, locks, prepared transactions, statistics, files.
+/// What a server says of itself: its processes, locks, prepared transactions, statistics, files. Not its role, nor the process
+/// that answers: who asks for these wants to know where reads go.
 const TELLS: &str = "\
-    pg_backend_pid pg_blocking_pids pg_conf_load_time pg_control_checkpoint pg_control_recovery \
+    pg_blocking_pids pg_conf_load_time pg_control_checkpoint pg_control_recovery \
     pg_current_logfile pg_get_replication_slots pg_get_shmem_allocations pg_hba_file_rules \
-    pg_ident_file_mappings pg_is_in_recovery pg_isolation_test_session_is_blocked pg_lock_status \
+    pg_ident_file_mappings pg_isolation_test_session_is_blocked pg_lock_status \
     pg_ls_archive_statusdir pg_ls_dir pg_ls_logdir pg_ls_tmpdir pg_ls_waldir pg_notification_queue_usage \
     pg_postmaster_start_time pg_prepared_xact pg_read_binary_file pg_read_file \
     pg_safe_snapshot_blocking_pids pg_show_all_file_settings pg_show_replication_origin_status \

@@ -592,7 +592,7 @@ fn what_acts_on_a_server_is_placed_on_the_primary() {
         "SELECT pg_cancel_backend(1)",
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity",
         "SELECT pg_log_backend_memory_contexts(1)",
-        "SELECT pg_stat_reset(), pg_is_in_recovery()",
+        "SELECT pg_stat_reset(), pg_stat_get_numscans(1)",
         "SELECT pg_stat_reset_shared('wal')",
         "SELECT lo_export(1, '/tmp/x')",
         "SELECT pg_xact_status('7')",
@@ -607,11 +607,9 @@ fn what_acts_on_a_server_is_placed_on_the_primary() {
 
 #[test]
 fn what_tells_of_a_server_is_asked_of_the_primary_while_it_answers() {
-    // A driver that wants the primary (`target_session_attrs`) would be told that it has a standby; a process found by
-    // a number of the standby's is another one on the primary; and prepared transactions would be overlooked.
+    // A process found by a number of the standby's is another one on the primary; and prepared transactions would be
+    // overlooked.
     for text in [
-        "SELECT pg_catalog.pg_is_in_recovery()",
-        "SELECT pg_backend_pid(), now()",
         "SELECT pg_stat_get_activity(NULL)",
         "SELECT * FROM pg_stat_activity",
         "SELECT pid FROM pg_catalog.PG_Locks WHERE NOT granted",
@@ -622,6 +620,7 @@ fn what_tells_of_a_server_is_asked_of_the_primary_while_it_answers() {
     for text in [
         "SELECT count(*) FROM pg_class, pg_stats",
         "SELECT current_setting('a.b'), inet_server_port(), pg_last_wal_replay_lsn()",
+        "SELECT pg_is_in_recovery(), pg_backend_pid()",
         "SELECT 'pg_stat_activity'",
         "COPY t TO STDOUT",
         "COPY (SELECT a FROM t) TO stdout WITH (FORMAT csv)",
