@@ -468,6 +468,34 @@ async fn a_statement_whose_backend_is_terminated_gets_a_proper_error() {
     assert_eq!(value(&mut app, "SELECT 1").await, "1");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn names_that_a_lost_backend_was_to_give_and_take_are_as_before() {
+    // Drivers prepare under the same name again when they try again: it would be taken (42P05) for as long as the session
+    // lives, and one whose Close got an error would be gone.
+    let rig = Rig::start(pool_of(2)).await;
+    rig.sql("CREATE TABLE t (a int)");
+    let (mut app, mut locker) = (rig.app().await, rig.app().await);
+    let old = Frames::new().parse("old", "SELECT 'old'", &[]);
+    assert_eq!(app.exchange(old.sync()).await.error(), None);
+    let select = "SELECT count(*) FROM t";
+    let first = Frames::new().parse("new", select, &[]).bind("", "new", &[]).execute("", 0);
+    run(&mut locker, "BEGIN; LOCK TABLE t").await;
+    app.send(first.clone().close_statement("old").sync()).await;
+    rig.wait_running(select).await;
+
+    rig.sql(&format!(
+        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = '{select}'"
+    ));
+    let lost = app.reply().await;
+    run(&mut locker, "ROLLBACK").await;
+    let again = app.exchange(first.sync()).await;
+    let kept = app.exchange(Frames::new().bind("", "old", &[]).execute("", 0).sync()).await;
+
+    assert_eq!((lost.tags().as_str(), lost.status()), ("EZ", Some('I')));
+    assert_eq!((again.error(), again.value().as_deref()), (None, Some("0")));
+    assert_eq!((kept.error(), kept.value().as_deref()), (None, Some("old")));
+}
+
 // ---- a server that misbehaves ----
 
 /// A sidecar before a fake server. The first session of the pool to send this query meets the misbehaviour; everything

@@ -217,6 +217,11 @@ impl Ledger {
         self.owed.iter()
     }
 
+    /// The same from the back.
+    pub fn backwards(&self) -> impl Iterator<Item = &Owed> {
+        self.owed.iter().rev()
+    }
+
     /// Whether nothing is owed.
     #[inline]
     pub fn is_empty(&self) -> bool {

@@ -359,6 +359,13 @@ impl Conversation {
         self.skipping == Skipping::No && self.unsynced
     }
 
+    /// What is owed will not happen: names that it gives or takes away are as before.
+    pub(super) fn undo_names(&mut self) {
+        for owed in self.ledger.backwards() {
+            self.names.undo(owed);
+        }
+    }
+
     /// The backend is gone: nothing that was owed by it comes any more. What the application has not sent
     /// completely is dropped when it comes.
     pub fn forget_backend(&mut self) {

@@ -553,7 +553,7 @@ impl Conversation {
         }
         let unnamed_failed = matches!(ignored.first(), Some(Owed::Parse(Parsed::Unnamed)));
         // Backwards, as every undoing.
-        for owed in ignored.into_iter().rev() {
+        for owed in ignored.iter().rev() {
             self.ignored(owed, backend);
         }
         if unnamed_failed {
@@ -563,26 +563,21 @@ impl Conversation {
     }
 
     /// The server did not do what this entry stands for.
-    fn ignored(&mut self, owed: Owed, backend: &mut Backend) {
-        match owed {
-            Owed::Parse(Parsed::Named(name, id)) => {
-                self.names.remove(&name);
+    fn ignored(&mut self, owed: &Owed, backend: &mut Backend) {
+        self.names.undo(owed);
+        match *owed {
+            Owed::Parse(Parsed::Named(_, id)) | Owed::InjectedParse(Some(id)) | Owed::TokenParse(id) => {
                 backend.prepared.remove(id);
-            }
-            Owed::ParseKnown(Parsed::Named(name, _)) => {
-                self.names.remove(&name);
             }
             Owed::Parse(Parsed::Unnamed) | Owed::CloseUnnamed => {
                 self.names.unnamed_ignored();
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
             }
-            Owed::InjectedParse(Some(id)) | Owed::TokenParse(id) => backend.prepared.remove(id),
             Owed::Token | Owed::TokenFirst | Owed::TokenApart => self.token_ignored(),
             Owed::InjectedClose(Some(id)) => drop(backend.prepared.insert(id, usize::MAX)),
             Owed::InjectedParse(None) | Owed::InjectedClose(None) => {
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
             }
-            Owed::CloseKnown(name, statement) => drop(self.names.insert(&name, statement)),
             _ => {}
         }
     }

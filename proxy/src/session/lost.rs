@@ -170,6 +170,7 @@ impl Session {
         let in_transaction = self.talk.status != TransactionStatus::Idle && !self.talk.notes.ends_transaction;
         self.talk.status = if in_transaction { TransactionStatus::Failed } else { TransactionStatus::Idle };
         let owed_sync = self.talk.owes_sync();
+        self.talk.undo_names();
         let mut told = told;
         let mut pending = owed_sync;
         let mut ends = 0;

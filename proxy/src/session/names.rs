@@ -8,8 +8,9 @@ use hashbrown::{HashMap, HashSet};
 use super::local::Portals;
 use crate::backend::Statement;
 use crate::backend::connection::UnnamedOwner;
-use crate::exchange::Facts;
 use crate::exchange::facts::Commands;
+use crate::exchange::ledger::Parsed;
+use crate::exchange::{Facts, Owed};
 use crate::wire::frame::HEADER_LEN;
 use crate::wire::frontend::Parse;
 
@@ -121,6 +122,20 @@ impl Names {
     /// Takes a name away.
     pub fn remove(&mut self, name: &[u8]) -> Option<Arc<Statement>> {
         self.named.remove(name)
+    }
+
+    /// What this entry stands for does not happen: the name that it gives or takes away is as before. Of several the last
+    /// comes first.
+    pub fn undo(&mut self, owed: &Owed) {
+        match owed {
+            Owed::Parse(Parsed::Named(name, id)) | Owed::ParseKnown(Parsed::Named(name, id))
+                if self.get(name).is_some_and(|statement| statement.id == *id) =>
+            {
+                self.named.remove(name);
+            }
+            Owed::CloseKnown(name, statement) => drop(self.insert(name, Arc::clone(statement))),
+            _ => {}
+        }
     }
 
     /// Notes that the backend gets a statement under the application's name; false if it has it already.
