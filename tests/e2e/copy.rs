@@ -150,6 +150,38 @@ async fn data_may_follow_the_statement_in_one_write() {
 }
 
 #[tokio::test]
+async fn data_is_not_held_up_by_what_its_statement_changes() {
+    // Some answers are waited for before the next exchange is sent. The server does not answer a COPY before it has the data:
+    // both would wait for ever.
+    let (bench, table) = narrow().await;
+    let (mut app, _) = bench.app().await;
+    let (mut other, _) = bench.app().await;
+    let sql = copy_in(&table);
+    app.exchange(Frames::new().parse("copy", &sql, &[]).sync()).await;
+
+    for (round, before) in (0..).zip(["DEALLOCATE ALL", "SET work_mem = '7MB'"]) {
+        app.send(Frames::new().query(&format!("{before}; {sql}"))).await;
+        app.expect(b'C').await;
+        app.expect(b'G').await;
+        let loaded = app.exchange(Frames::new().copy_data(&rows(round..round + 1)).copy_done()).await;
+        assert_eq!((loaded.error(), loaded.tags().as_str()), (None, "CZ"), "{before}");
+    }
+    app.exchange(Frames::new().parse("copy", &sql, &[]).sync()).await;
+    for round in 2..4 {
+        // Prepared anew in the exchange of the COPY.
+        other.query("DEALLOCATE ALL").await;
+        app.send(Frames::new().bind("", "copy", &[]).execute("", 0).sync()).await;
+        app.expect(b'2').await;
+        app.expect(b'G').await;
+        let data = Frames::new().copy_data(&rows(round..round + 1)).copy_done();
+        let loaded = app.exchange(data.sync()).await;
+        assert_eq!((loaded.error(), loaded.tags().as_str()), (None, "CZ"));
+    }
+
+    all_is_well(&bench, &mut app, &table, 4).await;
+}
+
+#[tokio::test]
 async fn copy_fail_ends_the_copy_and_nothing_else() {
     // 57014, nothing loaded, and both protocols end as they do with PostgreSQL.
     let (bench, table) = narrow().await;

@@ -101,3 +101,46 @@ async fn a_server_that_was_read_only_for_a_while_leaves_no_session_read_only() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_setting_that_was_answered_outlives_a_backend_that_is_lost_under_what_came_with_it() {
+    // The application has it in writing that it works for this tenant, and would go on in the tables of another.
+    let rig = Rig::start(pool_of(2)).await;
+    let mut app = rig.app().await;
+    let asleep = "SELECT pg_sleep(65)";
+    app.send(Frames::new().query("SET search_path = tenant").query(asleep)).await;
+    assert_eq!(app.reply().await.commands(), ["SET"]);
+    rig.wait_running(asleep).await;
+
+    block_in_place(|| {
+        rig.sql(&format!(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = '{asleep}'"
+        ))
+    });
+
+    assert!(app.reply().await.error().is_some());
+    assert_eq!(run(&mut app, "SHOW search_path").await.value().unwrap(), "tenant");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_setting_of_a_pipelined_transaction_outlives_a_backend_that_is_lost_behind_it() {
+    // There the COMMIT makes it last, not the SET.
+    let rig = Rig::start(pool_of(2)).await;
+    let mut app = rig.app().await;
+    let asleep = "SELECT pg_sleep(66)";
+    let texts = ["BEGIN", "SET search_path = tenant", "COMMIT", asleep];
+    app.send(texts.iter().fold(Frames::new(), |frames, text| frames.query(text))).await;
+    for _ in 0..3 {
+        assert_eq!(app.reply().await.error(), None);
+    }
+    rig.wait_running(asleep).await;
+
+    block_in_place(|| {
+        rig.sql(&format!(
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = '{asleep}'"
+        ))
+    });
+
+    assert!(app.reply().await.error().is_some());
+    assert_eq!(run(&mut app, "SHOW search_path").await.value().unwrap(), "tenant");
+}

@@ -101,6 +101,37 @@ async fn a_commit_whose_answer_was_lost_is_answered_as_if_nothing_had_happened()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_whose_settings_were_committed_on_a_backend_that_is_lost_ends_with_it() {
+    // The application has heard that they are set; in a session that went on they would not be.
+    let rig = Rig::start("").await;
+    let insert = |id: u64| format!("INSERT INTO kept VALUES ({id})");
+    let mut app = rig.app().await;
+    write(&mut app, 1).await;
+    assert_eq!(app.query("SET work_mem = '7MB'").await.error(), None);
+    rig.cut(at_commit(Message::CommandComplete, Moment::Before));
+    let known = app.query("COMMIT").await;
+    rig.mend();
+    let end = app.expect_end().await;
+
+    assert_eq!((known.error(), known.commands()), (None, vec!["COMMIT".to_owned()]));
+    assert_eq!(outcome(&end[0].problem().unwrap()), ("08006", Some("session_lost"), None));
+
+    // Where only the server knew the rest of the answer.
+    let mut app = rig.app().await;
+    write(&mut app, 2).await;
+    assert_eq!(app.query("SET work_mem = '7MB'").await.error(), None);
+    rig.cut(at_commit(Message::CommandComplete, Moment::Before));
+    app.send(Frames::new().unnamed(&insert(3), &[]).unnamed("COMMIT", &[]).sync()).await;
+    let end = app.expect_end().await;
+    rig.mend();
+
+    let error = end.last().unwrap().problem().unwrap();
+    assert_eq!(error.severity(), "FATAL");
+    assert_eq!(outcome(&error), ("08007", Some("commit_unresolved"), Some("committed")));
+    assert!(rig.has(1) && rig.has(2) && rig.has(3));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_never_arrived_is_rolled_back_and_said_to_be() {
     // "Unknown" would keep an application from trying again what is safe to try again.
     let rig = Rig::start("").await;

@@ -415,6 +415,11 @@ impl Refusal {
         }
     }
 
+    /// Whether it is about something that is committed.
+    pub fn is_durable(&self) -> bool {
+        matches!(self.outcome(), Some(Outcome::Committed | Outcome::CommittedUnreplicated))
+    }
+
     fn contract(&self) -> (SqlState, String, &'static str) {
         match self {
             Self::Shed { reason, .. } => shed_contract(*reason),

@@ -153,11 +153,11 @@ impl Session {
             return Flowing::Ended;
         }
         self.to_db.drop_passed();
-        let keeps = self.talk.keeps();
+        let goes_on = self.talk.keeps() == Hold::Transaction && !self.talk.notes.has_settings();
         self.talk.terms.commit();
         self.say_over(answer);
-        if keeps == Hold::Session {
-            // What the session had in this backend cannot be brought back.
+        if !goes_on {
+            // What the session had in this backend, or has set there, cannot be brought back.
             self.end_with(&Refusal::SessionLost).await;
             return Flowing::Ended;
         }

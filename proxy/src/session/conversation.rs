@@ -179,7 +179,8 @@ pub(super) enum CopyIn {
     Ended,
 }
 
-/// Whether the next exchange has to wait for the answer to this one, which takes names and pins away.
+/// Whether the next exchange has to wait for the answer to this one, which takes names and pins away, or sets what has to
+/// be read back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Barrier {
     None,

@@ -5,7 +5,7 @@
 use std::hint::cold_path;
 use std::sync::Arc;
 
-use super::conversation::{Ailment, Check, Conversation, CopyIn, Fate, Frame, Replicated, Skipping};
+use super::conversation::{Ailment, Barrier, Check, Conversation, CopyIn, Fate, Frame, Replicated, Skipping};
 use super::relay::{Hold, Told};
 use super::terms::Fate as TransactionFate;
 use crate::backend::connection::UnnamedOwner;
@@ -240,6 +240,10 @@ impl Conversation {
             tag::COPY_IN_RESPONSE => {
                 let ended = self.ledger.copy_in_started();
                 self.copy_in = if ended { CopyIn::Ended } else { CopyIn::Taking };
+                if self.barrier == Barrier::Here && matches!(self.ledger.front(), Some(Owed::Execute)) {
+                    // The Sync that was its end is ignored.
+                    self.barrier = Barrier::AtItsEnd;
+                }
                 Ok(Step::Pass)
             }
             tag::ERROR_RESPONSE => Ok(self.error(header, flow, backend)),
@@ -313,6 +317,7 @@ impl Conversation {
             self.ledger.settle();
         }
         if self.ledger.is_empty() {
+            self.barrier = Barrier::None;
             self.notes.quiet(status, &mut self.pins);
         }
     }

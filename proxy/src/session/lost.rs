@@ -146,8 +146,8 @@ impl Session {
             self.app.socket().reset_on_close();
             return Flowing::Ended;
         }
-        if self.talk.keeps() == Hold::Session {
-            // What the session had in this backend cannot be brought back.
+        if self.talk.keeps() == Hold::Session || (refusal.is_durable() && self.talk.notes.has_settings()) {
+            // What the session had in this backend, or has set there, cannot be brought back.
             match told {
                 Told::Yes => self.last_words().await,
                 Told::No => self.end_with(&refusal).await,

@@ -9,6 +9,7 @@ use super::conversation::{Barrier, Check, Conversation, CopyIn, Fate, Frame, Gat
 use super::front::{Assembled, assemble};
 use super::names::UnnamedKind;
 use super::notes::NewPins;
+use super::relay::Hold;
 use crate::backend::Backend;
 use crate::exchange::{Facts, Owed};
 use crate::io::Flow;
@@ -59,7 +60,7 @@ impl Conversation {
                 cold_path();
                 self.send_our_sync(flow);
             }
-            if flow.is_full() || self.ledger.is_full() || self.is_barred() || self.check == Check::Asked {
+            if flow.is_full() || self.ledger.is_full() || self.check == Check::Asked {
                 cold_path();
                 return Ok(Outbound::Blocked);
             }
@@ -67,6 +68,10 @@ impl Conversation {
                 return Ok(Outbound::More);
             };
             if self.is_to_be_admitted(header) {
+                if self.is_barred() {
+                    cold_path();
+                    return Ok(Outbound::Blocked);
+                }
                 if self.gate == Gate::Shut {
                     // Half an exchange must not keep the backend that the one before needed, and cannot be judged.
                     if assemble(flow)? == Assembled::Partial {
@@ -133,9 +138,18 @@ impl Conversation {
         self.unsynced = false;
         self.between_exchanges = true;
         self.tokens.exchange_ends();
-        if self.barrier == Barrier::AtItsEnd {
+        if self.barrier == Barrier::AtItsEnd || self.settles_behind() {
             self.barrier = Barrier::Here;
         }
+    }
+
+    /// Whether this exchange, once answered, has set what has to be read back: with another one under way the backend could
+    /// be lost before, and what was reported as set with it. Sessions that keep their backend end with it.
+    #[inline]
+    fn settles_behind(&self) -> bool {
+        self.notes.has_settings()
+            && self.keeps() == Hold::Transaction
+            && (self.is_outside() || self.notes.ends_transaction)
     }
 
     #[inline]
