@@ -537,6 +537,78 @@ async fn random_conversations_are_answered_as_by_the_database() {
 }
 
 #[tokio::test]
+async fn an_error_in_a_pipeline_costs_the_exchanges_behind_it_nothing() {
+    // The server skips what one exchange prepares behind its error; the next one, sent in the same write, must neither miss
+    // it (26000), nor meet it twice (42P05), nor run what another session has left there.
+    let bench = bench("pool.size = 1\npool.prepared_statements = 1").await;
+    let (mut other, _) = bench.app().await;
+    let failing = || Frames::new().execute("none", 0);
+    let unnamed = || prepare("", "SELECT 'new'");
+    let (b, c) = ("SELECT 'b'", "SELECT 'c'");
+    let rows: [(&str, &[Frames], &str, Option<String>); 9] = [
+        ("bound", &[failing().bind("", "a", &[]).sync(), run("a")], "", some("a")),
+        ("described", &[failing().describe_statement("a").sync(), run("a")], "", some("a")),
+        ("of the same text", &[failing().parse("b", "SELECT 'a'", &[]).sync(), run("a")], "", some("a")),
+        ("evicted", &[run("a"), prepare("b", "SELEC"), run("a")], "", some("a")),
+        ("the unnamed", &[failing().raw(unnamed().as_ref()), run("")], "26000", None),
+        ("the unnamed before", &[unnamed(), failing().bind("", "", &[]).sync(), run("")], "", some("new")),
+        ("a name", &[failing().parse("b", b, &[]).sync(), prepare("b", c)], "", None),
+        ("a bad name", &[prepare("b", "SELEC"), prepare("b", c)], "", None),
+        ("a Close", &[failing().close_statement("a").sync(), prepare("a", c)], "42P05", None),
+    ];
+
+    for (what, exchanges, code, value) in rows {
+        let (mut app, _) = bench.app().await;
+        app.exchange(prepare("a", "SELECT 'a'")).await;
+        // Now the backend has none of its statements, and somebody else's unnamed one.
+        other.query("DEALLOCATE ALL").await;
+        other.exchange(prepare("", "SELECT 'theirs'")).await;
+        app.send(exchanges.iter().fold(Frames::new(), |all, exchange| all.raw(exchange.as_ref()))).await;
+        let mut last = Reply::default();
+        for _ in exchanges {
+            last = app.reply().await;
+        }
+
+        assert_eq!((last.error_code(), last.value()), (code.to_owned(), value), "{what}: {last:?}");
+    }
+}
+
+#[tokio::test]
+async fn random_pipelines_are_answered_as_by_the_database() {
+    // What an exchange gives and takes is noted when it is sent. The next is sent before it is known what the server skips.
+    let benches = [bench("pool.size = 1").await, bench("pool.size = 1\npool.prepared_statements = 2").await];
+    let disturb = Frames::new().parse("a", "SELECT 'theirs'", &[]).unnamed("SELECT 'theirs'", &[]).sync();
+    let mut others = [benches[0].app().await.0, benches[1].app().await.0];
+
+    for seed in 0..100 {
+        let kept = usize::from(seed % 2 == 1);
+        let mut order = Order(seed);
+        let mut direct = oracle("postgres").await;
+        let (mut through, _) = benches[kept].app().await;
+        for step in 0..10 {
+            let frames =
+                (0..3).fold(Frames::new(), |frames, _| frames.raw(random_exchange(&mut order).as_ref()));
+            direct.send(&frames).await;
+            through.send(&frames).await;
+            let mut found = Reply::default();
+            for exchange in 0..3 {
+                let expected = direct.reply().await;
+                found = through.reply().await;
+
+                let sent = String::from_utf8_lossy(frames.as_ref()).into_owned();
+                let at = format!("seed {seed}, step {step}, exchange {exchange}: {sent:?}");
+                assert_eq!(essence(&found), essence(&expected), "{at}");
+            }
+            if found.status() == Some('I') {
+                others[kept].exchange(Frames::new().close_statement("a").raw(disturb.as_ref())).await;
+            }
+        }
+        direct.terminate().await;
+        through.terminate().await;
+    }
+}
+
+#[tokio::test]
 async fn a_backend_keeps_a_bounded_number_of_statements() {
     // 50 statements over 3 sessions on one backend that may hold 5: an eviction that only one side notices
     // gives 26000 or 42P05, and the backend's own count shows whether anything was evicted.

@@ -166,6 +166,12 @@ impl Ledger {
         self.owed.front()
     }
 
+    /// What was noted last.
+    #[inline]
+    pub fn back(&self) -> Option<&Owed> {
+        self.owed.back()
+    }
+
     /// The front answer was given.
     #[inline]
     pub fn settle(&mut self) -> Option<Owed> {

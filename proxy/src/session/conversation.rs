@@ -179,8 +179,8 @@ pub(super) enum CopyIn {
     Ended,
 }
 
-/// Whether the next exchange has to wait for the answer to this one, which takes names and pins away, or sets what has to
-/// be read back.
+/// Whether the next exchange has to wait for the answer to this one: because it takes names and pins away, sets what has to
+/// be read back, or prepares what the next one may use, unless the server skips it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Barrier {
     None,

@@ -563,7 +563,7 @@ impl Conversation {
         }
         if unnamed_failed {
             // A Parse that fails takes the old unnamed statement away before it looks at the new one.
-            self.names.clear_unnamed();
+            self.names.unnamed_failed();
         }
     }
 

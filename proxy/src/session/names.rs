@@ -31,6 +31,7 @@ pub struct Names {
     spare: Option<Box<Definition>>,
     /// Who runs it.
     pub unnamed_kind: UnnamedKind,
+    unnamed_age: Age,
     local: Local,
     named: HashMap<Box<[u8]>, Arc<Statement>, foldhash::fast::RandomState>,
     /// What the unnamed statement was before each Parse that is not answered yet, oldest first: a Parse that
@@ -52,6 +53,16 @@ enum Local {
     Named,
     /// The unnamed statement is one.
     Unnamed(Commands),
+}
+
+/// Which exchange has parsed or closed the unnamed statement.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Age {
+    /// One that was sent before.
+    #[default]
+    Old,
+    /// The one that is being sent.
+    New,
 }
 
 /// An unnamed statement.
@@ -208,8 +219,20 @@ impl Names {
         self.serials += 1;
         self.forget_local_unnamed();
         self.unnamed_kind = UnnamedKind::Forwarded;
+        self.unnamed_age = Age::New;
         let new = Unnamed { definition, serial: self.serials };
         self.before.push_back(std::mem::replace(&mut self.unnamed, new));
+    }
+
+    /// The exchange is sent.
+    #[inline]
+    pub fn exchange_ends(&mut self) {
+        self.unnamed_age = Age::Old;
+    }
+
+    /// Whether an exchange before this one changes the unnamed statement, unless the server skips that.
+    pub fn is_unnamed_in_doubt(&self) -> bool {
+        self.unnamed_age == Age::Old && !self.before.is_empty()
     }
 
     /// The application closes its unnamed statement.
@@ -228,10 +251,20 @@ impl Names {
         }
     }
 
-    /// The server ignored the newest one.
+    /// The server ignored the oldest one: what follows it follows what was before it.
     pub fn unnamed_ignored(&mut self) {
-        if let Some(before) = self.before.pop_back() {
+        if self.before.len() > 1 {
+            self.before.remove(1);
+        } else if let Some(before) = self.before.pop_front() {
             self.unnamed = before;
+        }
+    }
+
+    /// A Parse has failed, and has taken away what was before it.
+    pub fn unnamed_failed(&mut self) {
+        match self.before.front_mut() {
+            Some(before) => before.definition = None,
+            None => self.clear_unnamed(),
         }
     }
 
@@ -248,6 +281,8 @@ impl Names {
         let none = Unnamed { definition: None, serial: self.serials };
         let before = std::mem::replace(&mut self.unnamed, none);
         self.keep(before);
+        // Whatever the server ignores of what was sent before brings none back.
+        self.before.iter_mut().for_each(|before| before.definition = None);
         self.unnamed_kind = UnnamedKind::Forwarded;
     }
 

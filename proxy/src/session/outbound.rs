@@ -138,8 +138,16 @@ impl Conversation {
         self.unsynced = false;
         self.between_exchanges = true;
         self.tokens.exchange_ends();
+        self.names.exchange_ends();
         if self.barrier == Barrier::AtItsEnd || self.settles_behind() {
             self.barrier = Barrier::Here;
+        }
+    }
+
+    /// See [`Barrier`].
+    pub(super) fn bar_next(&mut self) {
+        if self.barrier == Barrier::None {
+            self.barrier = Barrier::AtItsEnd;
         }
     }
 
@@ -305,8 +313,8 @@ impl Conversation {
         if std::mem::take(&mut self.notes.resets_terms) {
             self.terms.reset_all();
         }
-        if self.notes.watching && self.barrier == Barrier::None {
-            self.barrier = Barrier::AtItsEnd;
+        if self.notes.watching {
+            self.bar_next();
         }
     }
 }

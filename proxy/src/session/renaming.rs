@@ -52,6 +52,9 @@ impl Conversation {
         }
         let name: Box<[u8]> = parse.name.into();
         if self.names.get(&name).is_some() {
+            if self.is_in_doubt(&name) {
+                return Ok(Step::Stop(Outbound::Blocked));
+            }
             return Ok(self.parse_duplicate(header, flow, backend, &name));
         }
         let statement = Statement::intern(parse.definition, || self.facts_of(parse.text));
@@ -66,6 +69,7 @@ impl Conversation {
             return Ok(self.move_on(header, flow, Fate::Pass));
         }
         let id = statement.id;
+        self.bar_unless_first();
         if backend.prepared.touch(id) {
             self.ledger.owe(Owed::ParseKnown(Parsed::Named(name, id)));
         } else {
@@ -74,6 +78,24 @@ impl Conversation {
             self.has_now(id, flow, backend);
         }
         Ok(self.move_on(header, flow, Fate::Skip))
+    }
+
+    /// Whether an exchange before this one gives the name, unless that fails.
+    fn is_in_doubt(&self, name: &[u8]) -> bool {
+        let mut earlier = self.ledger.backwards().skip_while(|owed| !owed.ends_with_ready());
+        earlier.any(|owed| match owed {
+            Owed::Parse(Parsed::Named(given, _)) | Owed::ParseKnown(Parsed::Named(given, _)) => {
+                **given == *name
+            }
+            _ => false,
+        })
+    }
+
+    /// A name is given or taken away. The server skips that if something fails that goes before it in its exchange.
+    fn bar_unless_first(&mut self) {
+        if !self.ledger.back().is_none_or(Owed::ends_with_ready) {
+            self.bar_next();
+        }
     }
 
     /// Whether a question of ours can be put in here: it ends in a Sync of its own, and an error in it must not
@@ -136,6 +158,7 @@ impl Conversation {
     pub(super) fn inject_parse(&mut self, statement: &Statement, flow: &mut Flow, backend: &mut Backend) {
         flow.insert(|out| statement.put_parse(out));
         self.ledger.owe(Owed::InjectedParse(Some(statement.id)));
+        self.bar_next();
         self.has_now(statement.id, flow, backend);
     }
 
@@ -150,6 +173,7 @@ impl Conversation {
                 });
             });
             self.ledger.owe(Owed::InjectedClose(Some(evicted)));
+            self.bar_next();
         }
     }
 
@@ -168,6 +192,9 @@ impl Conversation {
             if self.names.unnamed_kind == UnnamedKind::Deallocate {
                 self.ledger.owe(Owed::Local(reply::BIND_COMPLETE_FRAME.into()));
                 return Ok(self.move_on(header, flow, Fate::Skip));
+            }
+            if self.names.is_unnamed_in_doubt() {
+                return Ok(Step::Stop(Outbound::Blocked));
             }
             self.use_unnamed(flow, backend);
             self.ledger.owe(Owed::Bind(None));
@@ -218,6 +245,7 @@ impl Conversation {
         }
         flow.insert(|out| out.extend_from_slice(self.names.unnamed()));
         self.ledger.owe(Owed::InjectedParse(None));
+        self.bar_next();
         backend.unnamed = Some(self.names.owner());
     }
 
@@ -228,6 +256,7 @@ impl Conversation {
         }
         flow.insert(|out| put_frame(out, tag::CLOSE, |out| out.extend_from_slice(b"S\0")));
         self.ledger.owe(Owed::InjectedClose(None));
+        self.bar_next();
         backend.unnamed = None;
     }
 
@@ -262,7 +291,12 @@ impl Conversation {
         }
         let owed = |id| if header.tag == tag::DESCRIBE { Owed::Describe(id) } else { Owed::Close };
         match target {
-            Target::Statement(b"") if header.tag == tag::DESCRIBE => self.use_unnamed(flow, backend),
+            Target::Statement(b"") if header.tag == tag::DESCRIBE => {
+                if self.names.is_unnamed_in_doubt() {
+                    return Ok(Step::Stop(Outbound::Blocked));
+                }
+                self.use_unnamed(flow, backend);
+            }
             Target::Statement(b"") => {
                 self.names.close_unnamed();
                 backend.unnamed = None;
@@ -274,6 +308,7 @@ impl Conversation {
                 if let Some(statement) = self.names.remove(&name)
                     && !self.names.take_back(&name)
                 {
+                    self.bar_unless_first();
                     self.ledger.owe(Owed::CloseKnown(name, statement));
                     return Ok(self.move_on(header, flow, Fate::Skip));
                 }

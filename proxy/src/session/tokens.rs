@@ -361,6 +361,7 @@ impl Conversation {
         if !backend.prepared.touch(statement.id) {
             flow.insert(|out| statement.put_parse(out));
             self.ledger.owe(Owed::TokenParse(statement.id));
+            self.bar_next();
             self.has_now(statement.id, flow, backend);
         }
         flow.insert(|out| {
