@@ -702,6 +702,24 @@ async fn a_statement_can_be_prepared_again_after_a_change_of_its_table() {
 }
 
 #[tokio::test]
+async fn what_stands_behind_a_deallocate_all_in_its_exchange_is_not_deallocated() {
+    // The session would have forgotten what the backend has: every later use gets 26000.
+    let bench = bench("pool.size = 1").await;
+    let (mut app, _) = bench.app().await;
+    for forget in ["DEALLOCATE ALL", "DISCARD ALL"] {
+        app.exchange(prepare("before", "SELECT 'same'")).await;
+
+        let frames = Frames::new().unnamed(forget, &[]).parse("behind", "SELECT 'same'", &[]);
+        let reply = app.exchange(frames.bind("", "behind", &[]).execute("", 0).sync()).await;
+
+        assert_eq!((reply.error(), reply.tags().as_str()), (None, "12nC12DCZ"), "{forget}");
+        assert_eq!(app.exchange(run("behind")).await.value(), some("same"), "{forget}");
+        assert_eq!(app.exchange(run("before")).await.error_code(), "26000", "{forget}");
+        app.exchange(Frames::new().close_statement("behind").sync()).await;
+    }
+}
+
+#[tokio::test]
 async fn deallocate_and_discard_forget_statements() {
     // Drivers and poolers send them at connection reset; what is gone on one's own connection must be gone here.
     let bench = bench("pool.size = 1").await;

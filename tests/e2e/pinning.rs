@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidegate_tests::{Received, Reply, ScriptedApp, wait_for};
+use tidegate_tests::{Frames, Received, Reply, ScriptedApp, wait_for};
 use tokio::task::JoinHandle;
 
 use crate::rig::{Rig, SOON, pool_of, run, sidecar, value};
@@ -143,6 +143,28 @@ async fn a_channel_left_brings_no_more() {
     assert!(!reply.tags().contains('A'), "{}", reply.tags());
 }
 
+/// A session that listens, sends this and works on; then somebody notifies it.
+async fn notified_behind(frames: Frames) -> (Rig, ScriptedApp) {
+    let rig = Rig::start(pool_of(2)).await;
+    let (mut listener, mut sender) = (rig.app().await, rig.app().await);
+    run(&mut listener, "LISTEN tide").await;
+    assert_eq!(listener.exchange(frames).await.error(), None);
+    // A backend that is not kept would be given away here.
+    run(&mut listener, "SELECT 1").await;
+    run(&mut sender, "NOTIFY tide").await;
+    (rig, listener)
+}
+
+#[tokio::test]
+async fn what_is_listened_to_behind_a_discard_all_is_heard() {
+    // The server forgets what was before it; a sidecar that also forgets what comes behind gives a listening backend away.
+    for first in ["DISCARD ALL", "UNLISTEN *"] {
+        let frames = Frames::new().unnamed(first, &[]).unnamed("LISTEN tide", &[]).sync();
+        let (_rig, mut listener) = notified_behind(frames).await;
+        listener.expect(b'A').await;
+    }
+}
+
 /// A pool of one backend and little patience: whoever keeps the backend is felt.
 async fn one_backend() -> (Rig, ScriptedApp, ScriptedApp) {
     let config = "[pool]\nsize = 1\n[timeouts]\nqueue = \"400ms\"\n";
@@ -224,7 +246,7 @@ async fn a_pinned_session_that_loses_its_backend_is_told() {
 
     rig.sql(&format!("SELECT pg_terminate_backend({pid})"));
 
-    let _ = app.try_send(tidegate_tests::Frames::new().query("SELECT a FROM mine")).await;
+    let _ = app.try_send(Frames::new().query("SELECT a FROM mine")).await;
     match app.receive_within(SOON).await {
         Received::Message(message) => assert_eq!(char::from(message.tag), 'E', "{message:?}"),
         other => panic!("the session ended without a word: {other:?}"),

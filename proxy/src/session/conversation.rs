@@ -184,7 +184,7 @@ pub(super) enum CopyIn {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Barrier {
     None,
-    /// Behind the exchange that is being sent.
+    /// Behind the exchange that is being sent; what takes names and pins away also holds up the rest of its exchange.
     AtItsEnd,
     /// Here.
     Here,

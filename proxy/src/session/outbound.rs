@@ -16,7 +16,7 @@ use crate::io::Flow;
 use crate::sql::PinReason;
 use crate::telemetry::metrics;
 use crate::wire::backend as reply;
-use crate::wire::frame::HEADER_LEN;
+use crate::wire::frame::{HEADER_LEN, put_frame};
 use crate::wire::frontend::{self as tag, query_text};
 use crate::wire::{Header, WireError};
 
@@ -40,6 +40,12 @@ pub enum Outbound {
 pub(super) enum Step {
     Next,
     Stop(Outbound),
+}
+
+/// Whether it is data of a COPY, which belongs to the exchange before.
+#[inline]
+fn is_data(header: Header) -> bool {
+    matches!(header.tag, tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL)
 }
 
 impl Conversation {
@@ -67,11 +73,14 @@ impl Conversation {
             let Some(header) = Header::read_frontend(flow.unseen())? else {
                 return Ok(Outbound::More);
             };
-            if self.is_to_be_admitted(header) {
+            if !is_data(header) {
+                self.bar_what_follows(header.tag, flow);
                 if self.is_barred() {
                     cold_path();
                     return Ok(Outbound::Blocked);
                 }
+            }
+            if self.is_to_be_admitted(header) {
                 if self.gate == Gate::Shut {
                     // Half an exchange must not keep the backend that the one before needed, and cannot be judged.
                     if assemble(flow)? == Assembled::Partial {
@@ -107,12 +116,13 @@ impl Conversation {
     /// goes on behind a Flush, or was not there as a whole.
     #[inline]
     fn is_to_be_admitted(&self, header: Header) -> bool {
-        match header.tag {
-            // Data of a COPY belongs to the exchange before.
-            tag::COPY_DATA | tag::COPY_DONE | tag::COPY_FAIL => false,
-            // Between exchanges there is nothing to flush.
-            _ if self.between_exchanges => header.tag != tag::FLUSH,
-            _ => self.looked_at == 0 && self.skipping == Skipping::No,
+        if is_data(header) {
+            false
+        } else if self.between_exchanges {
+            // There is nothing to flush.
+            header.tag != tag::FLUSH
+        } else {
+            self.looked_at == 0 && self.skipping == Skipping::No
         }
     }
 
@@ -121,6 +131,19 @@ impl Conversation {
     pub(super) fn admitted(&mut self, looked_at: usize) {
         self.gate = Gate::Open;
         self.looked_at = looked_at;
+    }
+
+    /// What takes names and pins away takes none that come behind it in its own exchange: those wait until it is answered.
+    #[inline]
+    fn bar_what_follows(&mut self, next: u8, flow: &mut Flow) {
+        if self.barrier == Barrier::AtItsEnd
+            && self.notes.watching
+            && matches!(self.ledger.back(), Some(Owed::Execute))
+            && !matches!(next, tag::SYNC | tag::FLUSH | tag::TERMINATE)
+        {
+            flow.insert(|out| put_frame(out, tag::FLUSH, |_| {}));
+            self.barrier = Barrier::Here;
+        }
     }
 
     /// See [`Barrier`].
