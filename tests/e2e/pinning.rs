@@ -156,6 +156,20 @@ async fn notified_behind(frames: Frames) -> (Rig, ScriptedApp) {
 }
 
 #[tokio::test]
+async fn a_pin_goes_when_its_end_is_executed_and_not_before() {
+    // A driver that only looked what UNLISTEN returns had its backend given to others, who got its notifications.
+    let parsed = Frames::new().parse("", "UNLISTEN *", &[]);
+    let bound = parsed.clone().bind("", "", &[]);
+
+    for only_seen in [parsed.describe_statement(""), bound.clone()] {
+        let (_rig, mut listener) = notified_behind(only_seen.sync()).await;
+        listener.expect(b'A').await;
+    }
+    let (_rig, mut silent) = notified_behind(bound.execute("", 0).sync()).await;
+    silent.expect_silence(Duration::from_millis(200)).await;
+}
+
+#[tokio::test]
 async fn what_is_listened_to_behind_a_discard_all_is_heard() {
     // The server forgets what was before it; a sidecar that also forgets what comes behind gives a listening backend away.
     for first in ["DISCARD ALL", "UNLISTEN *"] {

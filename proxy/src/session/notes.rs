@@ -101,6 +101,41 @@ struct Changed {
     resets: Vec<Box<str>>,
     /// Pins that go if nothing failed.
     unpins: Vec<PinReason>,
+    /// Those that go when the unnamed portal is executed.
+    bound: Vec<PinReason>,
+    /// Those that come back when a named portal is executed.
+    named: Vec<PinReason>,
+}
+
+/// Which portal a message is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PortalKind {
+    /// The one that the next Bind of it replaces.
+    Unnamed,
+    /// Any other.
+    Named,
+}
+
+impl PortalKind {
+    /// That of a Bind or Execute with this body, as far as it is there.
+    #[inline]
+    pub fn of(body: Option<&[u8]>) -> Self {
+        match body {
+            Some([0, ..]) => Self::Unnamed,
+            Some(_) | None => Self::Named,
+        }
+    }
+}
+
+/// Pins that go with these changes, in their order.
+fn note_unpins(unpins: &mut Vec<PinReason>, changes: &[Change]) {
+    for change in changes {
+        if let Change::Unpin(reason) = change {
+            unpins.push(*reason);
+        } else if let Change::Pin(reason) = change {
+            unpins.retain(|unpin| unpin != reason);
+        }
+    }
 }
 
 impl Default for Notes {
@@ -153,17 +188,55 @@ impl Notes {
                     self.reset_all = true;
                 }
                 Change::DeallocateAll => self.watching = true,
-                Change::Deallocate(_) | Change::Term(_) => {}
+                // The end of a pin counts when it is executed.
+                Change::Deallocate(_) | Change::Term(_) | Change::Unpin(_) => {}
                 Change::Pin(reason) => {
                     changed.unpins.retain(|unpin| unpin != reason);
                     if pins.insert(*reason) {
                         new.0 = Some(*reason);
                     }
                 }
-                Change::Unpin(reason) => changed.unpins.push(*reason),
             }
         }
         new
+    }
+
+    /// What was noted as sent is executed at once, as a simple query.
+    pub fn runs(&mut self, facts: &Facts) {
+        if let Some(changed) = &mut self.changed {
+            note_unpins(&mut changed.unpins, &facts.changes);
+        }
+    }
+
+    /// What was noted as sent is bound to a portal, with these changes.
+    #[inline]
+    pub fn binds(&mut self, portal: PortalKind, changes: &[Change]) {
+        let Some(changed) = &mut self.changed else { return };
+        match portal {
+            PortalKind::Unnamed => {
+                changed.bound.clear();
+                note_unpins(&mut changed.bound, changes);
+            }
+            PortalKind::Named => {
+                for change in changes {
+                    if let Change::Pin(reason) = change
+                        && !changed.named.contains(reason)
+                    {
+                        changed.named.push(*reason);
+                    }
+                }
+            }
+        }
+    }
+
+    /// A portal is executed. Which of the named ones it is, is not looked at: it may bring any pin, and takes none.
+    #[inline]
+    pub fn executes(&mut self, portal: PortalKind) {
+        let Some(changed) = &mut self.changed else { return };
+        match portal {
+            PortalKind::Unnamed => changed.unpins.extend_from_slice(&changed.bound),
+            PortalKind::Named => changed.unpins.retain(|unpin| !changed.named.contains(unpin)),
+        }
     }
 
     /// Whether settings have to be looked after.
@@ -206,6 +279,8 @@ impl Notes {
             return;
         }
         if let Some(changed) = &mut self.changed {
+            changed.bound.clear();
+            changed.named.clear();
             for reason in changed.unpins.drain(..) {
                 // What was rolled back still is.
                 if !self.failed && !self.rolls_back {
@@ -230,3 +305,66 @@ fn note(names: &mut Vec<Box<str>>, name: &str) {
 #[derive(Debug, Clone, Copy, Default)]
 #[must_use]
 pub struct NewPins(pub Option<PinReason>);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A session that listens, and does this in its next transaction.
+    fn listens_after(act: impl FnOnce(&mut Notes, &mut Pins)) -> bool {
+        let (mut notes, mut pins) = (Notes::default(), Pins::default());
+        query(&mut notes, &mut pins, "LISTEN c");
+        notes.quiet(TransactionStatus::Idle, &mut pins);
+        act(&mut notes, &mut pins);
+        notes.quiet(TransactionStatus::Idle, &mut pins);
+        pins.any()
+    }
+
+    fn query(notes: &mut Notes, pins: &mut Pins, text: &str) {
+        let facts = Facts::of(text.as_bytes());
+        let _ = notes.sent(&facts, pins);
+        notes.runs(&facts);
+    }
+
+    fn bind(notes: &mut Notes, pins: &mut Pins, portal: PortalKind, text: &str) {
+        let facts = Facts::of(text.as_bytes());
+        let _ = notes.sent(&facts, pins);
+        notes.binds(portal, &facts.changes);
+    }
+
+    #[test]
+    fn the_last_of_a_text_decides_whether_a_pin_goes() {
+        // The other order leaves a backend to others that listens, or one to its session that does not.
+        for (text, listens) in
+            [("UNLISTEN *", false), ("UNLISTEN *; LISTEN c", true), ("LISTEN d; UNLISTEN *", false)]
+        {
+            assert_eq!(listens_after(|notes, pins| query(notes, pins, text)), listens, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_bound_counts_when_its_portal_is_executed() {
+        // Bound and not executed, or executed in another order than bound: the backend listens all the same.
+        use PortalKind::{Named, Unnamed};
+        type Steps = &'static [(PortalKind, Option<&'static str>)];
+        let bound = |steps: Steps| {
+            listens_after(|notes, pins| {
+                for (portal, text) in steps {
+                    match text {
+                        Some(text) => bind(notes, pins, *portal, text),
+                        None => notes.executes(*portal),
+                    }
+                }
+            })
+        };
+
+        assert!(bound(&[(Unnamed, Some("UNLISTEN *"))]));
+        assert!(!bound(&[(Unnamed, Some("UNLISTEN *")), (Unnamed, None)]));
+        assert!(bound(&[(Unnamed, Some("UNLISTEN *")), (Unnamed, Some("SELECT 1")), (Unnamed, None)]));
+        assert!(bound(&[(Named, Some("UNLISTEN *")), (Named, None)]), "a guess, on the safe side");
+        assert!(!bound(&[(Unnamed, Some("UNLISTEN *")), (Unnamed, None), (Named, None)]));
+        let reversed: Steps =
+            &[(Named, Some("LISTEN d")), (Unnamed, Some("UNLISTEN *")), (Unnamed, None), (Named, None)];
+        assert!(bound(reversed));
+    }
+}

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::conversation::{Barrier, Check, Conversation, CopyIn, Fate, Frame, Gate, Skipping};
 use super::front::{Assembled, assemble};
 use super::names::UnnamedKind;
-use super::notes::NewPins;
+use super::notes::{NewPins, PortalKind};
 use super::relay::Hold;
 use crate::backend::Backend;
 use crate::exchange::{Facts, Owed};
@@ -215,6 +215,7 @@ impl Conversation {
             }
             tag::EXECUTE => {
                 self.tokens.executes();
+                self.notes.executes(PortalKind::of(flow.unseen().get(HEADER_LEN..)));
                 self.ledger.owe(Owed::Execute);
             }
             // The server ignores it while it takes COPY data.
@@ -279,6 +280,7 @@ impl Conversation {
         }
         self.lend_name(&facts, flow);
         self.sent(&facts);
+        self.notes.runs(&facts);
         self.ask_before_query(flow, backend);
         self.ledger.owe(Owed::Query);
         let step = self.move_on(header, flow, Fate::Pass);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::conversation::{Check, Conversation, Fate, Frame, Skipping};
 use super::names::UnnamedKind;
-use super::notes::NewPins;
+use super::notes::{NewPins, PortalKind};
 use super::outbound::{Outbound, Step, TEXT_LIMIT, advance};
 use crate::backend::{Backend, Statement, StatementId};
 use crate::exchange::ledger::Parsed;
@@ -188,6 +188,7 @@ impl Conversation {
         let Some(names) = BindNames::read(body) else {
             return names_missing(header, flow, there);
         };
+        let portal = PortalKind::of(Some(body));
         if names.statement.is_empty() {
             if self.names.unnamed_kind == UnnamedKind::Deallocate {
                 self.ledger.owe(Owed::Local(reply::BIND_COMPLETE_FRAME.into()));
@@ -197,11 +198,14 @@ impl Conversation {
                 return Ok(Step::Stop(Outbound::Blocked));
             }
             self.use_unnamed(flow, backend);
+            let changes = self.names.unnamed_facts().map(|facts| &*facts.changes);
+            self.notes.binds(portal, changes.unwrap_or_default());
             self.ledger.owe(Owed::Bind(None));
             return Ok(self.move_on(header, flow, Fate::Pass));
         }
         let Some(statement) = self.names.get(names.statement) else {
             self.sent_unknown();
+            self.notes.binds(portal, &[]);
             self.ledger.owe(Owed::Bind(None));
             return Ok(self.move_on(header, flow, Fate::Pass));
         };
@@ -209,6 +213,7 @@ impl Conversation {
         let lens = (names.portal.len(), names.len());
         self.tokens.sent(&statement.facts);
         let NewPins(reason) = self.notes.sent(&statement.facts, &mut self.pins);
+        self.notes.binds(portal, &statement.facts.changes);
         if backend.prepared.touch(id) {
             rename_bind(header, lens, &statement.name, flow);
         } else {
