@@ -702,6 +702,28 @@ async fn a_statement_can_be_prepared_again_after_a_change_of_its_table() {
 }
 
 #[tokio::test]
+async fn a_parse_in_an_open_pipeline_commits_nothing_of_it() {
+    // A Parse of what the backend has already waits for a question of ours, with a Sync behind it: in the middle of an
+    // exchange that Sync would commit what the application has not finished.
+    let bench = bench("pool.size = 1").await;
+    let table = fresh_database();
+    let failing = "SELECT 1/(g-1) FROM generate_series(1, 2) g";
+    let (mut app, _) = bench.app().await;
+    app.query(&format!("CREATE TABLE {table} (a int)")).await;
+    app.exchange(prepare("before", failing)).await;
+
+    app.send(Frames::new().unnamed(&format!("INSERT INTO {table} VALUES (1)"), &[]).flush()).await;
+    for tag in [b'1', b'2', b'n', b'C'] {
+        app.expect(tag).await;
+    }
+    let rest = Frames::new().parse("again", failing, &[]).bind("", "again", &[]).execute("", 0).sync();
+    let failed = app.exchange(rest).await;
+
+    assert_eq!(failed.error_code(), "22012");
+    assert_eq!(app.query(&format!("SELECT count(*) FROM {table}")).await.value(), some("0"));
+}
+
+#[tokio::test]
 async fn what_stands_behind_a_deallocate_all_in_its_exchange_is_not_deallocated() {
     // The session would have forgotten what the backend has: every later use gets 26000.
     let bench = bench("pool.size = 1").await;

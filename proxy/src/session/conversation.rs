@@ -299,12 +299,7 @@ impl Conversation {
     pub fn position(&self) -> Position {
         if self.outbound.left > 0 {
             Position::Torn
-        } else if self.ledger.is_empty()
-            && self.skipping == Skipping::No
-            && !self.unsynced
-            && self.check == Check::No
-            && self.inbound.left == 0
-        {
+        } else if self.ledger.is_empty() && !self.owes_sync() && self.inbound.left == 0 {
             Position::Quiet
         } else {
             Position::Owing
@@ -351,8 +346,9 @@ impl Conversation {
     }
 
     /// Whether the server still waits for a Sync that the application owes.
+    #[inline]
     pub fn owes_sync(&self) -> bool {
-        self.skipping != Skipping::No || self.unsynced
+        self.skipping != Skipping::No || self.unsynced || self.check != Check::No
     }
 
     /// Whether a Sync of ours would commit what the application has not finished.

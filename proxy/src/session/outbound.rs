@@ -196,11 +196,15 @@ impl Conversation {
         if let Some(step) = self.local_step(header, flow) {
             return Ok(step);
         }
-        self.unsynced |=
-            matches!(header.tag, tag::PARSE | tag::BIND | tag::DESCRIBE | tag::EXECUTE | tag::CLOSE);
+        self.unsynced |= matches!(header.tag, tag::BIND | tag::DESCRIBE | tag::EXECUTE | tag::CLOSE);
         match header.tag {
             tag::QUERY => return self.query(header, flow, backend),
-            tag::PARSE => return self.parse(header, flow, backend),
+            tag::PARSE => {
+                let step = self.parse(header, flow, backend);
+                // While it waits for a question of ours, nothing of it is sent.
+                self.unsynced |= self.check != Check::Asked;
+                return step;
+            }
             tag::BIND => return self.bind(header, flow, backend),
             tag::DESCRIBE | tag::CLOSE => return self.target(header, flow, backend),
             tag::EXECUTE

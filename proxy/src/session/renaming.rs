@@ -101,7 +101,10 @@ impl Conversation {
     /// Whether a question of ours can be put in here: it ends in a Sync of its own, and an error in it must not
     /// touch a transaction.
     fn may_check(&self) -> bool {
-        self.ledger.is_empty() && self.status == TransactionStatus::Idle && self.skipping == Skipping::No
+        self.ledger.is_empty()
+            && self.status == TransactionStatus::Idle
+            && self.skipping == Skipping::No
+            && !self.unsynced
     }
 
     /// See [`Check`].
