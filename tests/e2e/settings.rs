@@ -586,3 +586,35 @@ async fn a_backend_lost_at_the_read_back_does_not_undo_the_commit_in_session_mod
     // There the session keeps its backend, and settles at each end of a transaction: by another path.
     is_lost_behind_a_commit(session_pool_of(1)).await;
 }
+
+#[tokio::test]
+async fn a_notification_that_comes_with_our_own_question_is_the_applications() {
+    // It comes once: what is thrown away is a job that nobody picks up.
+    let notification = Replies::new().message(b'A', b"\0\0\0\x07tide\0high\0");
+    let mut server = ScriptedServer::start().await;
+    server.serve(move |incoming| {
+        let heard = notification.clone();
+        async move {
+            let Incoming::Session(mut backend) = incoming else { return };
+            backend.welcome(&BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }).await;
+            while let Some(message) = backend.next().await {
+                let sql = String::from_utf8_lossy(&message.body).into_owned();
+                let replies = match message.tag {
+                    b'Q' if sql.contains("current_setting") && sql.contains("VALUES") => {
+                        heard.clone().raw(Replies::new().one_value("7MB").as_ref())
+                    }
+                    b'Q' => Replies::new().complete("SET").ready('I'),
+                    _ => Replies::new(),
+                };
+                backend.send(replies).await;
+            }
+        }
+    });
+    let proxy = session_pool_of(1).upstream(&server.url()).start().await;
+    let (mut app, _) = ScriptedApp::session(proxy.address(), "postgres", "shop").await;
+
+    run(&mut app, "SET work_mem = '7MB'").await;
+
+    assert_eq!(app.expect(b'A').await.strings().last().map(String::as_str), Some("high"));
+    assert_eq!(run(&mut app, "SET work_mem = '7MB'").await.tags(), "CZ");
+}

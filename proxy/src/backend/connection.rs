@@ -138,9 +138,21 @@ impl Backend {
     /// # Cancel safety
     /// Not cancel safe: discard the backend when this is dropped midway.
     pub async fn query(&mut self, sql: &[u8]) -> Result<Vec<Row>, BackendError> {
+        self.query_for(sql, &mut Vec::new()).await
+    }
+
+    /// As [`Backend::query`], for a session that may listen: notifications that come meanwhile are appended to `heard`, as
+    /// whole frames.
+    ///
+    /// # Errors
+    /// As [`Backend::query`].
+    ///
+    /// # Cancel safety
+    /// Not cancel safe.
+    pub async fn query_for(&mut self, sql: &[u8], heard: &mut Vec<u8>) -> Result<Vec<Row>, BackendError> {
         let mut request = Vec::with_capacity(sql.len() + 6);
         wire::frame::put_frame(&mut request, wire::frontend::QUERY, |out| wire::frame::put_cstr(out, sql));
-        self.converse(&request).await
+        self.converse(&request, heard).await
     }
 
     /// Runs a query of our own with text parameters and returns its rows.
@@ -173,20 +185,18 @@ impl Backend {
         put_frame(&mut request, f::EXECUTE, |out| out.extend_from_slice(&[0, 0, 0, 0, 0]));
         put_frame(&mut request, f::SYNC, |_| {});
         self.unnamed = None;
-        self.converse(&request).await
+        self.converse(&request, &mut Vec::new()).await
     }
 
     /// Sends `request`, which must end in exactly one `ReadyForQuery`, and collects the rows.
-    async fn converse(&mut self, request: &[u8]) -> Result<Vec<Row>, BackendError> {
+    async fn converse(&mut self, request: &[u8], heard: &mut Vec<u8>) -> Result<Vec<Row>, BackendError> {
         self.stream.write_all(request).await?;
-        self.collect().await
+        self.collect(heard).await
     }
 
-    /// Reads until the next `ReadyForQuery` and returns the rows, or the error, that came before it.
-    ///
-    /// # Cancel safety
-    /// Not cancel safe.
-    pub async fn collect(&mut self) -> Result<Vec<Row>, BackendError> {
+    /// Reads until the next `ReadyForQuery` and returns the rows, or the error, that came before it. Appends notifications
+    /// to `heard`.
+    async fn collect(&mut self, heard: &mut Vec<u8>) -> Result<Vec<Row>, BackendError> {
         let mut rows = Vec::new();
         let mut failure = None;
         let mut input = Buffer::lend();
@@ -217,9 +227,11 @@ impl Backend {
                     let columns = tag::data_row(body).ok_or(WireError::BadBody(tag))?;
                     rows.push(columns.into_iter().map(|c| c.map(<[u8]>::to_vec)).collect());
                 }
+                tag::NOTIFICATION_RESPONSE => {
+                    heard.extend_from_slice(input.unread().get(..5 + body_len).unwrap_or_default());
+                }
                 tag::PARAMETER_STATUS
                 | tag::NOTICE_RESPONSE
-                | tag::NOTIFICATION_RESPONSE
                 | tag::ROW_DESCRIPTION
                 | tag::COMMAND_COMPLETE
                 | tag::EMPTY_QUERY_RESPONSE

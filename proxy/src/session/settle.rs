@@ -83,7 +83,8 @@ impl Session {
     async fn try_settings(&mut self, lease: &mut Lease, deadline: Option<Instant>) -> Result<(), Unsent> {
         let left = deadline.map_or(DEADLINE, |deadline| deadline.saturating_duration_since(Instant::now()));
         let wanted = Arc::clone(&self.talk.wanted);
-        let mut bringing = pin!(bring_within(left.min(DEADLINE), lease, &wanted));
+        let mut nothing = Vec::new();
+        let mut bringing = pin!(bring_within(left.min(DEADLINE), lease, &wanted, &mut nothing));
         let brought = poll_fn(|cx| match bringing.as_mut().poll(cx) {
             Poll::Ready(brought) => Poll::Ready(brought.map_err(Unsent::Settings)),
             // What the application sends meanwhile is not read: a goodbye behind a statement does not undo it.
@@ -172,8 +173,10 @@ impl Session {
         if names.is_empty() {
             return Ok(());
         }
-        let rows =
-            within(DEADLINE, lease.query(&read_back_with_resets(names.iter().map(|name| &**name)))).await?;
+        // The session may listen.
+        let mut heard = Vec::new();
+        let question = read_back_with_resets(names.iter().map(|name| &**name));
+        let rows = within(DEADLINE, lease.query_for(&question, &mut heard)).await?;
         let mut wanted = Arc::clone(&self.talk.wanted);
         let mut restored = Vec::new();
         for (name, row) in names.iter().zip(&rows) {
@@ -190,13 +193,22 @@ impl Session {
             }
         }
         self.talk.wanted = wanted;
-        if restored.is_empty() { Ok(()) } else { self.restore(lease, &restored).await }
+        if !restored.is_empty() {
+            self.restore(lease, &restored, &mut heard).await?;
+        }
+        self.to_app.insert(|out| out.append(&mut heard));
+        Ok(())
     }
 
     /// RESET goes back to what the session's startup packet said, and the application is told the values of
     /// those parameters that a server reports.
-    async fn restore(&mut self, lease: &mut Lease, names: &[Box<str>]) -> Result<(), SettingsRefused> {
-        bring(lease, &self.talk.wanted).await?;
+    async fn restore(
+        &mut self,
+        lease: &mut Lease,
+        names: &[Box<str>],
+        heard: &mut Vec<u8>,
+    ) -> Result<(), SettingsRefused> {
+        bring_within(DEADLINE, lease, &self.talk.wanted, heard).await?;
         let reported: Vec<Box<str>> = lease
             .reported
             .keys()
@@ -206,7 +218,8 @@ impl Session {
         if reported.is_empty() {
             return Ok(());
         }
-        let rows = within(DEADLINE, lease.query(&read_back(reported.iter().map(|name| &**name)))).await?;
+        let question = read_back(reported.iter().map(|name| &**name));
+        let rows = within(DEADLINE, lease.query_for(&question, heard)).await?;
         let values = rows.into_iter().next().unwrap_or_default();
         for (name, value) in reported.iter().zip(values) {
             let value = value.unwrap_or_default();
@@ -221,18 +234,19 @@ impl Session {
 
 /// Brings a backend to these settings.
 pub(crate) async fn bring(lease: &mut Lease, wanted: &Arc<Settings>) -> Result<(), SettingsRefused> {
-    bring_within(DEADLINE, lease, wanted).await
+    bring_within(DEADLINE, lease, wanted, &mut Vec::new()).await
 }
 
 async fn bring_within(
     limit: Duration,
     lease: &mut Lease,
     wanted: &Arc<Settings>,
+    heard: &mut Vec<u8>,
 ) -> Result<(), SettingsRefused> {
     let path = lease.applied.path_to(wanted);
     if !path.is_empty() {
         metrics::get().settings_replayed.increment(1);
-        within(limit, lease.query(&path)).await?;
+        within(limit, lease.query_for(&path, heard)).await?;
     }
     lease.applied = Arc::clone(wanted);
     debug_assert_eq!(lease.status, TransactionStatus::Idle);
