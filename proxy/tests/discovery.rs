@@ -3,9 +3,11 @@
 #![expect(clippy::unwrap_used, reason = "helpers of tests fail as tests do")]
 
 use std::collections::HashMap;
+use std::fs::OpenOptions;
 use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -23,7 +25,9 @@ use tidegate::upstream::membership::{Force, Refused};
 use tidegate::upstream::{
     Lsn, Observation, SystemIdentifier, TimelineId, Topology, UpstreamId, UpstreamView, Writes,
 };
+use tidegate_tests::wait_until;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
 const MS: Duration = Duration::from_millis(1);
@@ -398,6 +402,54 @@ async fn decisions_are_announced_and_remembered_before_they_take_effect() {
 
     assert_eq!(early.load(Ordering::Relaxed), 1);
     assert!(path.exists());
+}
+
+/// A disk that hangs: whoever opens the file waits for a reader.
+struct HungDisk(PathBuf);
+
+impl HungDisk {
+    fn at(file: PathBuf) -> Self {
+        let made = std::process::Command::new("mkfifo").arg(&file).status().unwrap();
+        assert!(made.success());
+        Self(file)
+    }
+}
+
+impl Drop for HungDisk {
+    fn drop(&mut self) {
+        // All that wait are let go, and nobody waits from then on.
+        let _reader = OpenOptions::new().read(true).write(true).open(&self.0);
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// A thread that runs tasks one at a time, as the control thread does.
+fn control_thread() -> Handle {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let handle = runtime.handle().clone();
+    std::thread::spawn(move || runtime.block_on(pending::<()>()));
+    handle
+}
+
+#[tokio::test]
+async fn a_disk_that_hangs_holds_no_failover_up() {
+    // Seen: a standby was promoted while the disk of state_dir hung. The decision waited for the disk before it was
+    // published, and with it the control thread: sessions wrote to the old primary for as long as that took.
+    let folder = tempfile::tempdir().unwrap();
+    let servers = [("a", Server::Primary(1)), ("b", Server::Standby(1))];
+    let bench = {
+        let control = control_thread();
+        let _inside = control.enter();
+        Bench::start_with(&servers, Some(&folder))
+    };
+    bench.opens("a").await;
+    let written = || folder.path().join("topology.json").exists();
+    wait_until(Duration::from_secs(10), "the first timeline is remembered", written).await;
+    let _disk = HungDisk::at(folder.path().join("topology.json.new"));
+
+    bench.servers.set("b", Server::Primary(2));
+
+    bench.opens("b").await;
 }
 
 #[tokio::test(start_paused = true)]

@@ -7,9 +7,14 @@
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+use tokio::time::timeout;
 
 use super::decide::Memory;
 use crate::config::UpstreamAddress;
@@ -18,6 +23,8 @@ use crate::upstream::{Lineage, SystemIdentifier, TimelineId};
 const NAME: &str = "topology.json";
 /// More than any such file has; what is longer is not ours.
 const MAX_LEN: u64 = 64 * 1024;
+/// How long a decision waits for the disk, as it does for the journal's.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// Why the file cannot be used.
 #[derive(Debug, Error)]
@@ -111,6 +118,70 @@ impl Record {
 
     fn io(&self, source: io::Error) -> RecordError {
         RecordError::Io { path: self.path.clone(), source }
+    }
+}
+
+/// What the file is to hold.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Content {
+    pub(super) memory: Memory,
+    pub(super) upstreams: Vec<UpstreamAddress>,
+}
+
+/// Keeps the file up to date. A disk that hangs holds nobody up for longer than [`PATIENCE`].
+#[derive(Debug)]
+pub(super) struct Scribe {
+    wanted: watch::Sender<Option<Content>>,
+    /// What was tried last.
+    tried: watch::Receiver<Option<Content>>,
+}
+
+impl Scribe {
+    /// Starts the task that writes; it ends with the scribe.
+    pub(super) fn start(record: Record) -> Self {
+        let (wanted, wishes) = watch::channel(None);
+        let (done, tried) = watch::channel(None);
+        tokio::spawn(write(Arc::new(record), wishes, done));
+        Self { wanted, tried }
+    }
+
+    /// Has it written, and waits for that, unless it was asked for before.
+    ///
+    /// # Cancel safety
+    /// It is written whether or not somebody waits.
+    pub(super) async fn remember(&self, content: Content) {
+        // Not again until it changes: a disk that is full or hangs would be waited for with each answer of a server.
+        if self.wanted.borrow().as_ref() == Some(&content) {
+            return;
+        }
+        self.wanted.send_replace(Some(content.clone()));
+        let mut tried = self.tried.clone();
+        let written = timeout(PATIENCE, tried.wait_for(|tried| tried.as_ref() == Some(&content))).await;
+        if written.is_err() {
+            tracing::warn!(
+                "the disk of state_dir does not answer: what was seen of the cluster is written later"
+            );
+        }
+    }
+}
+
+/// Writes what is wanted last, one at a time.
+async fn write(
+    record: Arc<Record>,
+    mut wanted: watch::Receiver<Option<Content>>,
+    tried: watch::Sender<Option<Content>>,
+) {
+    while wanted.changed().await.is_ok() {
+        let Some(content) = wanted.borrow_and_update().clone() else { continue };
+        let (record, job) = (Arc::clone(&record), content.clone());
+        let saved = spawn_blocking(move || record.save(&job.memory, &job.upstreams)).await;
+        if let Ok(Err(error)) = saved {
+            tracing::error!(
+                error = &error as &dyn std::error::Error,
+                "what was seen of the cluster will be forgotten at a restart"
+            );
+        }
+        tried.send_replace(Some(content));
     }
 }
 

@@ -16,7 +16,7 @@ use super::dns::{Resolve, watch_name};
 use super::hints::Hints;
 use super::observe::Observe;
 use super::patroni;
-use super::record::Record;
+use super::record::{Content, Record, Scribe};
 use super::wish::Wish;
 use crate::config::UpstreamAddress;
 use crate::upstream::membership::{Force, Refused};
@@ -98,8 +98,7 @@ impl Discovery {
         let hints = Arc::new(RwLock::new(HashMap::new()));
         let mut decider = Decider {
             state,
-            saved: None,
-            record: settings.record,
+            scribe: settings.record.map(Scribe::start),
             topology: Arc::clone(&topology),
             hints: Arc::clone(&hints),
             version,
@@ -169,9 +168,7 @@ struct Asking {
 
 struct Decider<O, R, A> {
     state: State,
-    /// What the file holds, and for which servers.
-    saved: Option<(Memory, Vec<UpstreamAddress>)>,
-    record: Option<Record>,
+    scribe: Option<Scribe>,
     topology: Arc<ArcSwap<Topology>>,
     hints: Arc<RwLock<HashMap<UpstreamId, Hints>>>,
     version: watch::Sender<u64>,
@@ -200,10 +197,10 @@ impl<O: Observe, R: Resolve, A: Announce> Decider<O, R, A> {
             };
             match news {
                 News::Event(event) => {
-                    self.decide(event);
+                    self.decide(event).await;
                 }
                 News::Reload { upstreams, force, rules, patroni, answer } => {
-                    let decisions = self.decide(Event::Reloaded { upstreams, force, rules });
+                    let decisions = self.decide(Event::Reloaded { upstreams, force, rules }).await;
                     let refused = decisions.iter().find_map(|decision| match &decision.what {
                         What::MembersRefused(refused) => Some(*refused),
                         _ => None,
@@ -232,7 +229,7 @@ impl<O: Observe, R: Resolve, A: Announce> Decider<O, R, A> {
     }
 
     /// Decides, announces, remembers, publishes: in this order.
-    fn decide(&mut self, event: Event) -> Vec<Decision> {
+    async fn decide(&mut self, event: Event) -> Vec<Decision> {
         let quiet = event == Event::Tick;
         let decisions = self.state.step(event, Instant::now());
         if quiet && decisions.is_empty() {
@@ -242,26 +239,16 @@ impl<O: Observe, R: Resolve, A: Announce> Decider<O, R, A> {
         for decision in &decisions {
             self.announce.announce(decision);
         }
-        self.remember();
+        self.remember().await;
         self.publish();
         decisions
     }
 
-    fn remember(&mut self) {
-        let (Some(memory), Some(record)) = (self.state.memory(), &self.record) else { return };
-        let addresses = || self.state.members.iter().map(|member| &member.address);
-        if self.saved.as_ref().is_some_and(|(saved, of)| *saved == memory && of.iter().eq(addresses())) {
-            return;
+    async fn remember(&mut self) {
+        if let (Some(memory), Some(scribe)) = (self.state.memory(), &self.scribe) {
+            let upstreams = self.state.members.iter().map(|member| member.address.clone()).collect();
+            scribe.remember(Content { memory, upstreams }).await;
         }
-        let upstreams: Vec<_> = addresses().cloned().collect();
-        if let Err(error) = record.save(&memory, &upstreams) {
-            tracing::error!(
-                error = &error as &dyn std::error::Error,
-                "what was seen of the cluster will be forgotten at a restart"
-            );
-        }
-        // Not again until it changes: a disk that is full would be written to at each tick.
-        self.saved = Some((memory, upstreams));
     }
 
     fn publish(&mut self) {
