@@ -107,7 +107,7 @@ pub(super) struct Established {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Elected {
     pub(super) id: UpstreamId,
-    /// What it wrote when it was elected; `None` where roles are static.
+    /// What it wrote when it was elected; `None` where roles are static, and until it says so where they were.
     pub(super) timeline: Option<TimelineId>,
     /// Whether it was announced that writes may go there.
     pub(super) opened: bool,

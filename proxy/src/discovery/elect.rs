@@ -124,6 +124,10 @@ impl State {
         let Some(elected) = self.primary else { return };
         if let Some(why) = self.objection(elected, now) {
             self.lose_primary(why, now, out);
+        } else if elected.timeline.is_none() {
+            // The list made it the primary, until roles were found out.
+            let timeline = self.member(elected.id).and_then(Member::said).map(|said| said.timeline);
+            self.primary = Some(Elected { timeline, ..elected });
         }
     }
 
@@ -132,13 +136,16 @@ impl State {
         if member.fenced.is_some() {
             return Some(Why::Fenced);
         }
-        let Some(said) = member.said() else { return Some(Why::Dead) };
-        if said.in_recovery {
-            return Some(Why::InRecovery);
-        }
-        // Another server behind the same address, or static roles before.
-        if elected.timeline != Some(said.timeline) {
-            return Some(Why::Identity);
+        match member.said() {
+            // One that the list made the primary was perhaps never asked, and has said nothing against it.
+            None if member.standing == Standing::Unasked => {}
+            None => return Some(Why::Dead),
+            Some(said) if said.in_recovery => return Some(Why::InRecovery),
+            // Another server behind the same address.
+            Some(said) if elected.timeline.is_some_and(|timeline| timeline != said.timeline) => {
+                return Some(Why::Identity);
+            }
+            Some(_) => {}
         }
         match self.verdict(now) {
             Verdict::Probe | Verdict::Waiting => None,

@@ -716,6 +716,55 @@ fn reload(bench: &mut Bench, upstreams: Vec<UpstreamAddress>, force: Force) {
     bench.step(Event::Reloaded { upstreams, force, rules });
 }
 
+/// One server that takes everything, is asked nothing, and gets a standby.
+fn grown() -> Bench {
+    let mut bench = Bench::with(Rules { roles: Roles::Static, settle: SETTLE }, 1, None);
+    bench.step(Event::Tick);
+    bench.decisions.clear();
+    reload(&mut bench, addresses(2), Force::No);
+    bench
+}
+
+#[test]
+fn a_primary_that_gets_its_first_standby_by_a_reload_is_not_lost() {
+    // Seen: a server alone is never asked, and was taken for dead as soon as there were two. All transactions got an
+    // error, and the journal said that a healthy primary was lost.
+    let mut bench = grown();
+    let epoch = bench.view(0).epoch;
+    assert_eq!((bench.primary(), bench.writes()), (Some(0), Writes::Open));
+
+    bench.sees(1, standby(4));
+    bench.sees(0, primary(4));
+
+    assert_eq!((bench.primary(), bench.writes()), (Some(0), Writes::Open));
+    assert_eq!((bench.view(0).epoch, bench.readers()), (epoch, vec![1]));
+    assert_eq!(bench.words(), [("members_changed", "reloaded"), ("cluster_established", "majority")]);
+    bench.after(SETTLE).sees(0, primary(5));
+    assert!(bench.words().contains(&("primary_lost", "identity")), "from then on it is held to its timeline");
+}
+
+#[test]
+fn a_primary_of_a_list_is_lost_as_soon_as_something_speaks_against_it() {
+    // Who has never been asked is not dead, but must not stay the primary whatever is found out.
+    let lost = |bench: &mut Bench, why| {
+        assert!(bench.words().contains(&("primary_lost", why)), "{why}");
+        assert_ne!(bench.primary(), Some(0));
+    };
+
+    let mut dead = grown();
+    dead.dies(0);
+    lost(&mut dead, "dead");
+
+    let mut demoted = grown();
+    demoted.sees(0, standby(1));
+    lost(&mut demoted, "in_recovery");
+
+    let mut stale = grown();
+    stale.sees(1, primary(2));
+    stale.sees(0, primary(1));
+    lost(&mut stale, "fenced");
+}
+
 #[test]
 fn a_reload_that_would_remove_the_primary_changes_nothing_unless_forced() {
     // The torn map: no active node in it, and everything moved at once.
