@@ -407,3 +407,58 @@ fn differs(old: &Topology, new: &Topology) -> bool {
         || old.primary().map(|view| view.id) != new.primary().map(|view| view.id)
         || !old.upstreams().iter().map(key).eq(new.upstreams().iter().map(key))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Pool;
+    use super::super::tests::{pool, put};
+    use super::*;
+    use crate::config::{Password, Sources};
+    use crate::upstream::{Epoch, UpstreamId};
+
+    fn policy() -> Policy {
+        let upstreams = vec![Password::new("127.0.0.1:1".to_owned())];
+        Policy::of(&Config::load(&Sources { upstreams, ..Sources::default() }).unwrap())
+    }
+
+    /// What is known of the only upstream.
+    fn known(pool: &Pool, role: Option<Role>, epoch: u64, health: Health) -> Arc<Topology> {
+        let view = UpstreamView {
+            id: UpstreamId(0),
+            address: pool.upstream.connector().address.clone(),
+            name: Arc::clone(&pool.upstream.name),
+            role,
+            epoch: Epoch(epoch),
+            health,
+            cause: None,
+            fenced: None,
+            lag: None,
+            observed: None,
+        };
+        let primary = (role == Some(Role::Primary)).then_some(view.id);
+        Arc::new(Topology::new(view.epoch, vec![view], primary, Writes::Open))
+    }
+
+    /// How many of two idle backends outlive the second of these.
+    fn outlive(before: (Option<Role>, Health), after: (Option<Role>, Health)) -> usize {
+        let pool = pool();
+        let _servers = [1, 2].map(|process_id| put(&pool, process_id));
+        let routes = Routes::new(vec![Arc::clone(&pool.upstream)], policy());
+        routes.publish(known(&pool, before.0, 0, before.1));
+        assert_eq!(pool.state().idle, 2);
+        routes.publish(known(&pool, after.0, 1, after.1));
+        pool.state().idle
+    }
+
+    #[tokio::test]
+    async fn backends_outlive_the_first_election_and_no_other_change() {
+        // Seen: the first change of a standby was taken for the first election. When its name led to a new machine the
+        // idle backends went on answering reads from the old one.
+        const STANDBY: Option<Role> = Some(Role::Standby);
+
+        assert_eq!(outlive((None, Health::Up), (Some(Role::Primary), Health::Up)), 2, "first election");
+        assert_eq!(outlive((STANDBY, Health::Up), (None, Health::Unknown)), 0, "moved");
+        assert_eq!(outlive((STANDBY, Health::Proving), (STANDBY, Health::Up)), 0, "admitted again");
+        assert_eq!(outlive((STANDBY, Health::Up), (Some(Role::Primary), Health::Up)), 0, "promoted");
+    }
+}

@@ -280,8 +280,11 @@ impl Upstream {
     pub(super) fn enter_epoch(&self, before: Option<&UpstreamView>, now: &UpstreamView) {
         let fenced = now.fenced.is_some();
         self.void.store(fenced || now.role.is_none() && now.epoch.0 > 0, Ordering::Release);
-        // The first epoch is that of what was opened before anything was known.
-        let risen = |before: &UpstreamView| before.epoch.0 > 0 && now.epoch > before.epoch;
+        // What was opened before anything was known is of the first primary's first epoch.
+        let first = |before: &UpstreamView| {
+            before.epoch.0 == 0 && before.role.is_none() && now.role == Some(Role::Primary)
+        };
+        let risen = |before: &UpstreamView| now.epoch > before.epoch && !first(before);
         if before.is_some_and(|before| risen(before) || fenced && before.fenced.is_none()) {
             self.guard.control.moved();
             for pool in self.pools() {
