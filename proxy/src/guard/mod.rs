@@ -224,6 +224,13 @@ impl Guard {
         (guard, watchers)
     }
 
+    /// Closes our own connections to the server.
+    pub fn hang_up(&self) {
+        self.read_probe.hang_up();
+        self.write_probe.hang_up();
+        self.control.leave();
+    }
+
     /// Takes new rules for its breakers over.
     pub fn configure(&self, config: &BreakerConfig) {
         for breaker in &self.breakers {

@@ -27,7 +27,7 @@ impl Probe for LaneProbe {
         match self {
             Self::Read(probe) => probe.probe(session).await,
             Self::Write(probe, upstream) => {
-                if upstream.upgrade().is_some_and(|upstream| !upstream.guard.is_primary()) {
+                if upstream.upgrade().is_none_or(|upstream| !upstream.guard.is_primary()) {
                     return ProbeOutcome::Inconclusive;
                 }
                 probe.probe(session).await

@@ -268,12 +268,17 @@ impl Routes {
     /// Closes what retired upstreams have idle, and forgets those that have nothing.
     pub fn wind_down(&self) {
         self.lock_retired().retain(|upstream| {
-            for pool in upstream.pools() {
+            let pools = upstream.pools();
+            for pool in &pools {
                 pool.reconnect();
                 pool.prepare_for(WritePace::Steady);
                 pool.sweep_idle();
             }
-            upstream.open() > 0
+            let needed = upstream.open() > 0 || pools.iter().any(|pool| pool.state().waiting > 0);
+            if !needed {
+                upstream.retire();
+            }
+            needed
         });
     }
 
@@ -410,11 +415,18 @@ fn differs(old: &Topology, new: &Topology) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use tidegate_tests::wait_until;
+    use tokio::runtime::Handle;
+
     use super::super::Pool;
     use super::super::tests::{pool, put};
     use super::*;
     use crate::config::{Password, Sources};
     use crate::upstream::{Epoch, UpstreamId};
+
+    const SOON: Duration = Duration::from_secs(10);
 
     fn policy() -> Policy {
         let upstreams = vec![Password::new("127.0.0.1:1".to_owned())];
@@ -460,5 +472,25 @@ mod tests {
         assert_eq!(outlive((STANDBY, Health::Up), (None, Health::Unknown)), 0, "moved");
         assert_eq!(outlive((STANDBY, Health::Proving), (STANDBY, Health::Up)), 0, "admitted again");
         assert_eq!(outlive((STANDBY, Health::Up), (Some(Role::Primary), Health::Up)), 0, "promoted");
+    }
+
+    #[tokio::test]
+    async fn what_watches_a_removed_upstream_ends_though_a_session_has_not_moved_on() {
+        // Seen: a server that a reload had removed was probed for ever, in the end with writes; and what an idle
+        // session held of it was never freed.
+        let [removed, kept] = [pool(), pool()];
+        let upstreams = [&removed, &kept].map(|pool| Arc::clone(&pool.upstream));
+        let routes = Routes::new(upstreams.to_vec(), policy());
+        removed.upstream.watch(&Handle::current(), &Handle::current());
+        drop(upstreams);
+
+        routes.replace(vec![Arc::clone(&kept.upstream)], policy());
+        routes.wind_down();
+
+        let ended = || Handle::current().metrics().num_alive_tasks() == 0;
+        wait_until(SOON, "nobody watches it", ended).await;
+        let upstream = Arc::downgrade(&removed.upstream);
+        drop(removed);
+        assert!(upstream.upgrade().is_none());
     }
 }

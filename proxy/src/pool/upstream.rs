@@ -12,6 +12,7 @@ use tidegate_layers::breaker::BreakerConfig;
 use tidegate_layers::shed::CodelConfig;
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::functions::FunctionsByDatabase;
@@ -165,7 +166,7 @@ pub struct Upstream {
     /// What keeps its trouble away from applications.
     pub guard: Guard,
     pub(super) connects: Semaphore,
-    /// What watches the guard, until the control thread takes it.
+    /// What watches the guard.
     watchers: Mutex<Watchers>,
     /// A worker's runtime, for what other threads start.
     worker: OnceLock<Handle>,
@@ -196,12 +197,17 @@ pub struct Upstream {
 /// References to a pool that nobody uses: one by key, and one for those who only look.
 const LISTS: usize = 2;
 
-/// Tasks that nobody runs yet.
-struct Watchers(Vec<Watcher>);
+/// Tasks that wait for the control thread, and those that run. They end with it: a breaker's never does by itself.
+#[derive(Default)]
+struct Watchers {
+    waiting: Vec<Watcher>,
+    running: JoinSet<()>,
+}
 
 impl std::fmt::Debug for Watchers {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Watchers").field(&self.0.len()).finish()
+        let (waiting, running) = (self.waiting.len(), self.running.len());
+        f.debug_struct("Watchers").field("waiting", &waiting).field("running", &running).finish()
     }
 }
 
@@ -225,7 +231,7 @@ impl Upstream {
                 databases: Arc::clone(databases),
                 guard,
                 connects: Semaphore::new(CONNECTS_AT_A_TIME),
-                watchers: Mutex::new(Watchers(watchers)),
+                watchers: Mutex::new(Watchers { waiting: watchers, running: JoinSet::new() }),
                 worker: OnceLock::new(),
                 connector,
                 logins,
@@ -251,9 +257,24 @@ impl Upstream {
     pub fn watch(&self, control: &Handle, worker: &Handle) {
         // The first one stays.
         let _ = self.worker.set(worker.clone());
-        for watcher in self.watchers.lock().unwrap_or_else(PoisonError::into_inner).0.drain(..) {
-            control.spawn(watcher);
+        let Watchers { waiting, running } = &mut *self.lock_watchers();
+        for watcher in waiting.drain(..) {
+            running.spawn_on(watcher, control);
         }
+    }
+
+    fn lock_watchers(&self) -> MutexGuard<'_, Watchers> {
+        self.watchers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// It is configured no more, and has no backends: it is asked nothing from now on, and goes with the last session
+    /// that it served.
+    pub(super) fn retire(&self) {
+        *self.lock_watchers() = Watchers::default();
+        self.guard.hang_up();
+        let mut pools = self.lock_pools();
+        pools.clear();
+        self.list(&pools);
     }
 
     /// Runs something about a pool on a worker, from any thread.

@@ -255,6 +255,13 @@ impl Control {
         drop(self.desk.lock().await.take());
     }
 
+    /// Closes the connection that is kept at the desk, unless somebody is asking there.
+    pub fn leave(&self) {
+        if let Ok(mut desk) = self.desk.try_lock() {
+            drop(desk.take());
+        }
+    }
+
     /// Whatever is under way may be to another server than the one that is meant now.
     pub fn moved(&self) {
         self.door.moved();

@@ -33,6 +33,11 @@ impl ReadProbe {
     pub fn pulse(&self) -> &Arc<Pulse> {
         self.0.pulse()
     }
+
+    /// Closes its connection, whatever is under way there.
+    pub fn hang_up(&self) {
+        self.0.hang_up();
+    }
 }
 
 impl Probe for ReadProbe {

@@ -86,9 +86,7 @@ enum State {
 
 impl Drop for Runner {
     fn drop(&mut self) {
-        if let State::Asking { task, .. } = &*self.0.state() {
-            task.abort();
-        }
+        self.hang_up();
     }
 }
 
@@ -106,6 +104,14 @@ impl Runner {
 
     pub(super) fn pulse(&self) -> &Arc<Pulse> {
         &self.0.pulse
+    }
+
+    /// Closes the connection, and ends the task that may have it.
+    pub(super) fn hang_up(&self) {
+        let before = std::mem::replace(&mut *self.0.state(), State::Resting { kept: None });
+        if let State::Asking { task, .. } = before {
+            task.abort();
+        }
     }
 
     /// Asks, or waits for what is asked already. Must be called within a runtime.
