@@ -330,8 +330,10 @@ impl State {
             self.lose_primary(Why::Moved, now, out);
         }
         if let Some(member) = self.member_mut(id) {
-            let (address, epoch) = (member.address.clone(), member.epoch);
+            let (address, epoch, fence) = (member.address.clone(), member.epoch, member.fenced);
             *member = Member { moved_at: Some(now), ..Member::new(id, address, epoch) };
+            // It was about the server that was there before.
+            out.extend(fence.map(|fence| self.decision(Some(id), What::Unfenced(fence), Why::Moved, now)));
         }
     }
 

@@ -36,6 +36,8 @@ pub enum What {
     SplitBrainOver,
     /// Servers of several clusters are listed, and none of those clusters has more than half of them.
     Undecided,
+    /// Roles are those of the list from now on, however many servers take writes and whatever cluster they are of.
+    RolesListed,
     /// A server is not used, whatever it says.
     Fenced(Fence),
     /// The reason to fence it is gone; it has to prove itself.
@@ -72,6 +74,7 @@ impl What {
             Self::SplitBrain { .. } => "split_brain",
             Self::SplitBrainOver => "split_brain_over",
             Self::Undecided => "undecided",
+            Self::RolesListed => "roles_listed",
             Self::Fenced(_) => "fenced",
             Self::Unfenced(_) => "unfenced",
             Self::Admitted(_) => "admitted",
@@ -251,6 +254,7 @@ impl fmt::Display for Decision {
             What::Undecided => {
                 write!(f, "the upstreams belong to several clusters, and none has more than half")
             }
+            What::RolesListed => write!(f, "roles are those of the list, whatever servers say"),
             What::Fenced(fence) => write!(f, "{name} is fenced: {fence}"),
             What::Unfenced(_) => write!(f, "{name} is not fenced any more"),
             What::Admitted(role) => write!(f, "{name} is used as {} again", role.word()),

@@ -33,17 +33,27 @@ impl State {
 
     /// Roles are static: the first is the primary, whatever it says.
     fn follow_list(&mut self, now: Instant, out: &mut Vec<Decision>) {
-        self.claims = Claims::One;
-        self.established = None;
-        for member in &mut self.members {
-            member.fenced = None;
-        }
+        self.overrule(now, out);
         let Some(first) = self.members.first().map(|member| member.id) else { return };
         if self.is_primary(first) {
             return;
         }
         self.lose_primary(Why::Removed, now, out);
         self.make_primary(first, None, Why::FirstOfList, now, out);
+    }
+
+    /// What was found out by asking does not count where the list says who is what.
+    fn overrule(&mut self, now: Instant, out: &mut Vec<Decision>) {
+        self.established = None;
+        let claims = std::mem::replace(&mut self.claims, Claims::One);
+        let undecided = std::mem::take(&mut self.undecided);
+        if undecided || claims == Claims::Several {
+            out.push(self.decision(None, What::RolesListed, Why::Reloaded, now));
+        }
+        let fenced = self.members.iter_mut().filter_map(|member| Some((member.id, member.fenced.take()?)));
+        for (id, fence) in fenced.collect::<Vec<_>>() {
+            out.push(self.decision(Some(id), What::Unfenced(fence), Why::Reloaded, now));
+        }
     }
 
     fn is_anybody_unasked(&self) -> bool {

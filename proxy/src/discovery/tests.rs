@@ -559,6 +559,20 @@ fn a_moved_name_drains_the_old_server_and_asks_the_new_one_first() {
 }
 
 #[test]
+fn a_fenced_server_whose_name_leads_elsewhere_is_announced_as_fenced_no_more() {
+    // Seen: the fence was forgotten without a word, and somebody went on being paged for a stale primary that was gone.
+    let mut bench = Bench::running(2);
+    bench.sees(1, primary(2));
+    assert!(bench.view(0).fenced.is_some());
+    bench.decisions.clear();
+
+    bench.step(Event::Moved { upstream: UpstreamId(0) });
+
+    assert_eq!(bench.view(0).fenced, None);
+    assert_eq!(bench.words(), [("address_changed", "moved"), ("unfenced", "moved")]);
+}
+
+#[test]
 fn hints_and_doubt_make_it_ask_more_often_and_calm_less() {
     // Asking five times a second for ever, times a fleet, is a load of its own.
     let mut bench = Bench::running(2);
@@ -714,6 +728,30 @@ fn with_static_roles_the_first_of_the_list_is_the_primary_whatever_is_seen() {
 fn reload(bench: &mut Bench, upstreams: Vec<UpstreamAddress>, force: Force) {
     let rules = Rules { roles: Roles::Probe, settle: SETTLE };
     bench.step(Event::Reloaded { upstreams, force, rules });
+}
+
+#[test]
+fn what_was_held_against_servers_is_said_to_be_over_when_roles_are_listed() {
+    // Seen: claims, fences and doubts were forgotten without a word, and their incidents stayed open for good.
+    let listed = |bench: &mut Bench| {
+        let rules = Rules { roles: Roles::Static, settle: SETTLE };
+        bench.decisions.clear();
+        bench.step(Event::Reloaded { upstreams: addresses(3), force: Force::No, rules });
+        bench.words()
+    };
+    let foreign = Observation { system: SystemIdentifier(8), ..standby(1) };
+
+    let mut split = Bench::running(3);
+    split.sees(1, primary(1));
+    split.sees(2, foreign);
+    assert_eq!(listed(&mut split), [("roles_listed", "reloaded"), ("unfenced", "reloaded")]);
+
+    let mut undecided = Bench::new(3);
+    undecided.sees(0, primary(1));
+    undecided.sees(1, foreign);
+    undecided.sees(2, Observation { system: SystemIdentifier(9), ..standby(1) });
+    assert_eq!(listed(&mut undecided)[0], ("roles_listed", "reloaded"));
+    assert!(listed(&mut undecided).is_empty());
 }
 
 /// One server that takes everything, is asked nothing, and gets a standby.

@@ -9,8 +9,10 @@ use tokio::time::Instant;
 use super::{Pending, Told};
 use crate::alerts::{Alert, Alerts, Health, Key};
 use crate::discovery::{Announce, Decision, What, Why};
+use crate::guard;
 use crate::journal::{self, Kind, Subject};
-use crate::upstream::topology::{self, Topology, Writes};
+use crate::sql::Lane;
+use crate::upstream::topology::{self, Role, Topology, Writes};
 use crate::upstream::{Fence, UpstreamView};
 
 /// A failover is over before this; somebody should look at what is not.
@@ -115,6 +117,10 @@ fn page(decision: &Decision, alerts: &Alerts) {
         What::SplitBrainOver => alerts.resolve(&split_brain("").key()),
         What::Undecided => alerts.fire(hybrid(None, &summary)),
         What::ClusterEstablished(_) => alerts.resolve(&hybrid(None, "").key()),
+        What::RolesListed => {
+            alerts.resolve(&split_brain("").key());
+            alerts.resolve(&hybrid(None, "").key());
+        }
         What::Fenced(fence) => alerts.fire(fence_alert(*fence, upstream, &summary)),
         What::Unfenced(_) => {
             for key in keys_of(upstream.unwrap_or_default()) {
@@ -190,5 +196,83 @@ fn settle(topology: &Topology, alerts: &Alerts) {
         for key in keys_of(&view.name) {
             alerts.reconcile(&key, Health::Healthy);
         }
+    }
+    // Those take no writes now, so none that goes well will say that it is over.
+    for view in topology.upstreams().iter().filter(|view| view.role != Some(Role::Primary)) {
+        alerts.reconcile(&guard::stall(&view.name, Lane::Write), Health::Healthy);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::UpstreamAddress;
+    use crate::upstream::topology::Epoch;
+    use crate::upstream::{SystemIdentifier, UpstreamId};
+    use crate::watchdog::Watchdog;
+
+    fn alerts() -> Alerts {
+        let never = crate::config::Watchdog { stall: Duration::ZERO, exit_after: Duration::ZERO };
+        Alerts::unsent(Watchdog::new(1, never))
+    }
+
+    fn open(alerts: &Alerts) -> Vec<Key> {
+        alerts.open().iter().map(|incident| incident.alert.key()).collect()
+    }
+
+    fn view(index: u32, role: Role) -> UpstreamView {
+        let address = UpstreamAddress::Tcp { host: format!("pg{index}"), port: 5432 };
+        UpstreamView {
+            id: UpstreamId(index),
+            name: address.to_string().into(),
+            address,
+            role: Some(role),
+            epoch: Epoch(1),
+            health: topology::Health::Up,
+            cause: None,
+            fenced: None,
+            lag: None,
+            observed: None,
+        }
+    }
+
+    fn decision(upstream: Option<&str>, what: What) -> Decision {
+        let why = Why::Identity;
+        let (upstream, evidence) = (upstream.map(Into::into), crate::discovery::Evidence::default());
+        Decision { at: Instant::now(), epoch: Epoch(1), upstream, what, why, evidence }
+    }
+
+    #[test]
+    fn a_stall_of_writes_from_before_a_restart_is_over_when_another_server_takes_them() {
+        // Seen: the primary stalled, the sidecar was restarted, and the server was a standby by then. The incident
+        // stayed open for good, since no write would ever go well there.
+        let alerts = alerts();
+        let [standby, primary] = ["pg0:5432", "pg1:5432"].map(|name| guard::stall(name, Lane::Write));
+        for key in [&standby, &primary] {
+            let Key { alert, upstream, lane } = key.clone();
+            alerts.fire(Alert { lane, upstream, ..Alert::new(alert, "") });
+        }
+        let views = vec![view(0, Role::Standby), view(1, Role::Primary)];
+        let topology = Topology::new(Epoch(1), views, Some(UpstreamId(1)), Writes::Open);
+
+        Vigil::new(Instant::now()).look(&topology, &alerts, Instant::now());
+
+        assert_eq!(open(&alerts), [primary]);
+    }
+
+    #[test]
+    fn what_was_found_by_asking_pages_nobody_once_roles_are_listed() {
+        // Nobody is asked who it is from then on for what follows from it, so nothing else would end these incidents.
+        let alerts = alerts();
+        let fence = Fence::ForeignSystem { system: SystemIdentifier(8), established: SystemIdentifier(7) };
+        page(&decision(None, What::SplitBrain { claimants: Vec::new() }), &alerts);
+        page(&decision(None, What::Undecided), &alerts);
+        page(&decision(Some("pg1:5432"), What::Fenced(fence)), &alerts);
+        assert_eq!(open(&alerts).len(), 3);
+
+        page(&decision(None, What::RolesListed), &alerts);
+        page(&decision(Some("pg1:5432"), What::Unfenced(fence)), &alerts);
+
+        assert!(open(&alerts).is_empty());
     }
 }

@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 pub use hot::Hot;
+pub(crate) use reports::stall;
 pub use slots::{SlotId, Slots};
 pub use zombies::{LeftAlone, Zombie, Zombies};
 

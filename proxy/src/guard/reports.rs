@@ -48,7 +48,7 @@ pub(super) fn page(reporters: &Reporters, upstream: &Upstream, lane: Lane, chang
         Phase::HalfOpen => refused(reporters, upstream, lane, cause, seen),
         Phase::Closed | Phase::ForcedClosed if change.from != Phase::Suspect => {
             let over = upstream.guard.paging().pager.served(lane);
-            over.for_each(|lane| reporters.alerts.resolve(&key(&upstream.name, lane)));
+            over.for_each(|lane| reporters.alerts.resolve(&stall(&upstream.name, lane)));
         }
         Phase::Open | Phase::Closed | Phase::ForcedClosed | Phase::Suspect | Phase::Ramp { .. } => {}
     }
@@ -124,7 +124,8 @@ fn alert(upstream: &str, lane: Lane, cause: Cause, seen: &str) -> Alert {
     }
 }
 
-fn key(upstream: &str, lane: Lane) -> Key {
+/// The incident of a lane that is refused.
+pub(crate) fn stall(upstream: &str, lane: Lane) -> Key {
     alert(upstream, lane, Cause::Unknown, "").key()
 }
 
@@ -156,7 +157,7 @@ impl Follower {
             };
             if !*settled && proven && guard.phase(lane) == Phase::Closed {
                 *settled = true;
-                reporters.alerts.reconcile(&key(&upstream.name, lane), Health::Healthy);
+                reporters.alerts.reconcile(&stall(&upstream.name, lane), Health::Healthy);
             }
         }
     }
