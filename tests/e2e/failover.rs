@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tidegate_chaos::cluster::{Cluster, ClusterOptions, Node, NodeOptions, Programs, Replication, StopMode};
-use tidegate_tests::{Credentials, Frames, Problem, Proxy, ProxyOptions, ScriptedApp, wait_for};
+use tidegate_tests::{Credentials, Frames, Problem, Proxy, ProxyOptions, ScriptedApp, wait_for, wait_until};
 use tokio::task::{JoinSet, block_in_place};
 use tokio::time::sleep;
 
@@ -361,6 +361,44 @@ async fn with_two_primaries_of_one_timeline_writes_are_refused_and_reads_go_on()
     run(&mut reading, "ROLLBACK").await;
     let kept = block_in_place(|| first.sql("SELECT count(*) FROM written")).unwrap();
     assert_eq!(kept, "0", "somebody wrote");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_stay_closed_on_a_promoted_standby_that_has_no_room_for_a_trial() {
+    // Seen: the login of the trial was refused, which was taken for a role that may not write. Writes were opened, and
+    // the journal said that one had committed.
+    let cluster = cluster(1);
+    let promoted = &cluster.standbys()[0];
+    let proxy = block_in_place(|| {
+        cluster.primary().sql("CREATE ROLE prober LOGIN").unwrap();
+        cluster.wait_replayed().unwrap();
+        let url = |node: &Arc<Node>| node.url_of("prober", "postgres");
+        sidecar("").upstream(&url(cluster.primary())).upstream(&url(promoted))
+    });
+    let proxy = proxy.start().await;
+    let mut app = session(&proxy).await;
+    wait_write(&mut app).await;
+    let asked = "SELECT count(*) > 0 FROM pg_stat_activity WHERE usename = 'prober'";
+    wait_until(SOON, "the standby is asked who it is", || {
+        block_in_place(|| promoted.sql(asked)).unwrap() == "t"
+    })
+    .await;
+
+    block_in_place(|| {
+        cluster.primary().sql("ALTER ROLE prober CONNECTION LIMIT 1").unwrap();
+        cluster.wait_replayed().unwrap();
+        cluster.primary().kill().unwrap();
+        promoted.promote().unwrap();
+    });
+
+    let problem = wait_for(SOON, "writes are refused for lack of room", async || {
+        let refused = app.query("CREATE TABLE IF NOT EXISTS trial ()").await.error();
+        refused.filter(|problem| problem.detail_of("cause") == Some("overload"))
+    })
+    .await;
+    assert_eq!((problem.code(), problem.detail_of("outcome")), ("53000", Some("not_sent")));
+    block_in_place(|| promoted.sql("ALTER ROLE prober CONNECTION LIMIT -1")).unwrap();
+    wait_write(&mut app).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -81,17 +81,25 @@ impl Observe for Eyes {
     async fn commit(&self, view: &UpstreamView) -> Result<Lsn, Cause> {
         let upstream = self.upstream(view).ok_or(Cause::Unknown)?;
         let probe = &upstream.guard.write_probe;
-        match probe.probe(Session::Kept).await {
-            // A role that may not write says nothing of the server: then its word is all there is to go by.
-            ProbeOutcome::Ok | ProbeOutcome::Inconclusive | ProbeOutcome::Unasked => {}
-            ProbeOutcome::Timeout | ProbeOutcome::Failed => {
-                return Err(probe.pulse().finding().unwrap_or(Cause::Unknown));
-            }
-        }
+        proof(probe.probe(Session::Kept).await, probe.pulse().finding())?;
         // Asked afterwards: it is behind the commit.
         let identity = ask(&upstream, Connection::Kept).await;
         let identity = identity.map_err(|error| error.cause().unwrap_or(Cause::Unknown))?;
         if identity.is_in_recovery() { Err(Cause::InRecovery) } else { Ok(identity.lsn()) }
+    }
+}
+
+/// Whether a probe leaves writes open to a server, and else what it found there.
+///
+/// A role that may not write says nothing of the server, and finds nothing: then the server's word is all there is to
+/// go by. One that was not let in has found something.
+fn proof(outcome: ProbeOutcome, finding: Option<Cause>) -> Result<(), Cause> {
+    match (outcome, finding) {
+        (ProbeOutcome::Ok, _) | (ProbeOutcome::Inconclusive, None) => Ok(()),
+        (
+            ProbeOutcome::Inconclusive | ProbeOutcome::Timeout | ProbeOutcome::Failed | ProbeOutcome::Unasked,
+            finding,
+        ) => Err(finding.unwrap_or(Cause::Unknown)),
     }
 }
 
@@ -122,5 +130,23 @@ fn refusal(error: &ControlError) -> ObserveError {
         ControlError::Overload => ObserveError::Overloaded,
         ControlError::Refused(error) if error.code.class() == *b"57" => ObserveError::NotReady,
         ControlError::Refused(_) | ControlError::Protocol => ObserveError::Unintelligible,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_role_that_may_not_write_is_no_obstacle_and_a_server_that_lets_nobody_in_is() {
+        // The first would keep a cluster closed for ever that is well; the second was called a commit.
+        assert_eq!(proof(ProbeOutcome::Ok, None), Ok(()));
+        assert_eq!(proof(ProbeOutcome::Inconclusive, None), Ok(()));
+
+        for cause in [Cause::Overload, Cause::Auth, Cause::Unknown] {
+            assert_eq!(proof(ProbeOutcome::Inconclusive, Some(cause)), Err(cause));
+        }
+        assert_eq!(proof(ProbeOutcome::Unasked, None), Err(Cause::Unknown));
+        assert_eq!(proof(ProbeOutcome::Timeout, None), Err(Cause::Unknown));
     }
 }

@@ -57,7 +57,9 @@ impl Verdict {
     }
 
     fn of(error: &ControlError) -> Self {
-        Self { outcome: error.outcome(), cause: error.cause() }
+        // Without a connection nothing was found out about the role that asks.
+        let unserved = matches!(error, ControlError::Busy).then_some(Cause::Unknown);
+        Self { outcome: error.outcome(), cause: error.cause().or(unserved) }
     }
 }
 
