@@ -30,6 +30,9 @@ const POSITIONS: usize = 64;
 /// ... at this distance at least. With the pace of one second they reach back a minute.
 const POSITION_EVERY: Duration = Duration::from_millis(250);
 
+/// For so long after the first of them a standby's own word counts: what was just written may be on its way.
+const ON_ITS_WAY: Duration = Duration::from_secs(2);
+
 /// What the rules depend on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rules {
@@ -254,7 +257,7 @@ impl State {
         member.down_since = None;
         let admitted = was_proving && member.standing == Standing::Up && member.fenced.is_none();
         self.note_position(id, seen, now);
-        let lag = seen.in_recovery.then(|| self.lag(&seen)).flatten();
+        let lag = seen.in_recovery.then(|| self.lag(&seen, now)).flatten();
         if let Some(member) = self.member_mut(id) {
             member.lag = lag;
         }
@@ -384,13 +387,15 @@ impl State {
 
     /// How far a standby was behind when the primary was last observed: the age of the newest position that it has.
     /// That counts a standby that follows nobody, which says of itself that it has replayed all it received.
-    fn lag(&self, seen: &Observation) -> Option<Duration> {
-        let Some((newest_at, _)) = self.positions.back() else { return seen.lag };
+    fn lag(&self, seen: &Observation, now: Instant) -> Option<Duration> {
+        let Some((first_at, _)) = self.positions.front() else { return seen.lag };
+        let newest_at = self.positions.back().map_or(*first_at, |(at, _)| *at);
         if let Some((at, _)) = self.positions.iter().rev().find(|(_, lsn)| *lsn <= seen.lsn) {
             return Some(newest_at.duration_since(*at));
         }
-        // It is behind all that is remembered: at least so far.
-        let span = self.positions.front().map(|(at, _)| newest_at.duration_since(*at));
-        seen.lag.max(span).filter(|lag| seen.lag.is_some() || !lag.is_zero())
+        // It is behind all that is remembered. That it has replayed all it received says nothing then, but the age of
+        // what it replayed last does.
+        let word = seen.lag.filter(|lag| !lag.is_zero() || now.duration_since(*first_at) < ON_ITS_WAY);
+        word.map(|lag| lag.max(newest_at.duration_since(*first_at)))
     }
 }

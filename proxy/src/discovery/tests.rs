@@ -605,6 +605,37 @@ fn a_standby_that_follows_nobody_is_as_late_as_the_primary_is_ahead() {
 }
 
 #[test]
+fn a_standby_that_has_followed_nobody_for_long_answers_no_reads_however_short_the_memory() {
+    // Seen: behind all positions that were remembered it was called as late as the oldest of them. So after each start
+    // it answered reads until that was older than `max_lag`, and for ever where that is longer than the memory.
+    let mut bench = Bench::new(2);
+    let within = |bench: &Bench, max_lag| bench.topology().standbys(max_lag).count();
+    for second in 0..200 {
+        bench.sees(0, Observation { lsn: Lsn(1000 + second), ..primary(1) });
+        bench.sees(1, Observation { lsn: Lsn(10), ..standby(1) });
+        if second > 2 {
+            assert_eq!(within(&bench, Duration::from_hours(1)), 0, "after {second} s");
+        }
+        bench.after(MS * 1000);
+    }
+
+    // One that says how old the last is that it has replayed is known to be no later than that.
+    bench.sees(1, Observation { lsn: Lsn(10), lag: Some(Duration::from_mins(5)), ..standby(1) });
+    assert_eq!(within(&bench, Duration::from_mins(4)), 0);
+    assert_eq!(within(&bench, Duration::from_mins(6)), 1);
+}
+
+#[test]
+fn a_standby_that_is_a_moment_behind_its_new_primary_answers_reads() {
+    // Without a moment of patience the only standby would answer none after each election under load.
+    let mut bench = Bench::running(2);
+    bench.sees(0, Observation { lsn: Lsn(1001), ..primary(1) });
+    bench.after(MS).sees(1, standby(1));
+
+    assert_eq!(bench.readers(), [1]);
+}
+
+#[test]
 fn a_standby_of_an_idle_primary_is_not_late() {
     // Its last transaction was long ago because there was none.
     let mut bench = Bench::running(2);
