@@ -253,7 +253,7 @@ impl State {
         let before = member.seen.map(|(seen, _)| seen);
         let was_proving = matches!(member.standing, Standing::Proving { .. });
         member.standing = member.standing.answered(connection, now);
-        member.see(seen, now);
+        member.see(seen, asked, now);
         member.down_since = None;
         let admitted = was_proving && member.standing == Standing::Up && member.fenced.is_none();
         self.note_position(id, seen, now);

@@ -114,6 +114,7 @@ pub(super) struct Member {
     pub(super) standing: Standing,
     pub(super) fenced: Option<Fence>,
     pub(super) epoch: Epoch,
+    /// What it said last, and when it was asked.
     pub(super) seen: Option<(Observation, Instant)>,
     pub(super) failure: Option<ObserveError>,
     pub(super) proof: Proof,
@@ -173,7 +174,7 @@ impl Member {
     }
 
     /// Takes in what it says; forgets a proof that is not about this timeline.
-    pub(super) fn see(&mut self, seen: Observation, at: Instant) {
+    pub(super) fn see(&mut self, seen: Observation, asked: Instant, now: Instant) {
         let same = self.said().is_some_and(|old| {
             !old.in_recovery && old.timeline == seen.timeline && old.system == seen.system
         });
@@ -181,9 +182,9 @@ impl Member {
             self.forget_proof();
         } else if !same || self.writable_since.is_none() {
             self.proof = Proof::None;
-            self.writable_since = Some(at);
+            self.writable_since = Some(now);
         }
-        self.seen = Some((seen, at));
+        self.seen = Some((seen, asked));
         self.failure = None;
     }
 

@@ -636,6 +636,20 @@ fn a_standby_that_is_a_moment_behind_its_new_primary_answers_reads() {
 }
 
 #[test]
+fn a_position_counts_from_when_it_was_asked_for() {
+    // Seen: a write that committed between the server's look at its position and our look at the answer was taken to be
+    // before that position, and with `read.after_write = "lsn"` a standby answered its session without it.
+    let mut bench = Bench::running(2);
+    let asked = bench.now;
+    bench.after(MS * 50);
+
+    let (upstream, connection) = (UpstreamId(0), Connection::Kept);
+    bench.step(Event::Observed { upstream, connection, asked, result: Ok(primary(1)) });
+
+    assert_eq!(bench.view(0).observed, Some((primary(1), asked)));
+}
+
+#[test]
 fn a_standby_of_an_idle_primary_is_not_late() {
     // Its last transaction was long ago because there was none.
     let mut bench = Bench::running(2);

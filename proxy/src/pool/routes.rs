@@ -132,7 +132,7 @@ impl Map {
         standby.or(primary).unwrap_or(chosen)
     }
 
-    /// A write whose position is not known is before what the primary said later.
+    /// A write whose position is not known is before what the primary said when it was asked later.
     fn located(&self, write: LastWrite) -> LastWrite {
         let said = self.topology.primary().and_then(|view| view.observed).filter(|(_, at)| *at > write.at);
         LastWrite { lsn: write.lsn.or(said.map(|(seen, _)| seen.lsn)), ..write }

@@ -114,7 +114,7 @@ pub struct UpstreamView {
     pub fenced: Option<Fence>,
     /// How far a standby is behind, at most; `None` when that is not known.
     pub lag: Option<Duration>,
-    /// What it said last, and when.
+    /// What it said last, and when it was asked. Whatever a primary had answered by then is before its position.
     pub observed: Option<(Observation, Instant)>,
 }
 
