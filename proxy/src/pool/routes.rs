@@ -173,6 +173,8 @@ impl Map {
 #[derive(Debug)]
 pub struct Routes {
     map: ArcSwap<Map>,
+    /// Held by whoever makes a map from the one before: reloads and topologies come from different threads.
+    changing: Mutex<()>,
     /// Upstreams that are configured no more and still have backends.
     retired: Mutex<Vec<Arc<Upstream>>>,
     epoch: AtomicU64,
@@ -193,6 +195,7 @@ impl Routes {
         map.brief_guards();
         Self {
             map: ArcSwap::from_pointee(map),
+            changing: Mutex::default(),
             retired: Mutex::default(),
             epoch: AtomicU64::new(0),
             turn: AtomicUsize::new(0),
@@ -204,6 +207,7 @@ impl Routes {
 
     /// Replaces all upstreams, and the policy; sessions change over at their next checkout.
     pub fn replace(&self, upstreams: Vec<Arc<Upstream>>, policy: Policy) {
+        let _alone = self.lock_changing();
         let old = self.map.load_full();
         self.map.store(Arc::new(Map::new(upstreams, Arc::clone(&old.topology), policy, old.lost)));
         self.changed();
@@ -216,6 +220,7 @@ impl Routes {
 
     /// Puts a topology in force. All sessions follow it from their next checkout on, whoever waits at once.
     pub fn publish(&self, topology: Arc<Topology>) {
+        let _alone = self.lock_changing();
         let old = self.map.load_full();
         let new = Arc::new(Map::new(old.upstreams.clone(), topology, old.policy.clone(), old.lost));
         if !differs(&old.topology, &new.topology) {
@@ -252,6 +257,10 @@ impl Routes {
 
     fn changed(&self) {
         self.epoch.fetch_add(1, Ordering::Release);
+    }
+
+    fn lock_changing(&self) -> MutexGuard<'_, ()> {
+        self.changing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock_retired(&self) -> MutexGuard<'_, Vec<Arc<Upstream>>> {
@@ -492,5 +501,28 @@ mod tests {
         let upstream = Arc::downgrade(&removed.upstream);
         drop(removed);
         assert!(upstream.upgrade().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_reload_and_a_topology_at_the_same_time_are_both_in_force() {
+        // Either was lost now and then: the old servers were back after a reload, or a lost primary after a failover.
+        const TIMES: usize = 20_000;
+        let [first, second] = [pool(), pool()];
+        let routes = Routes::new(vec![Arc::clone(&first.upstream)], policy());
+        let topologies = [Health::Up, Health::Unsure].map(|health| known(&first, None, 0, health));
+        let policy = policy();
+
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for topology in topologies.iter().cycle().take(TIMES) {
+                    routes.publish(Arc::clone(topology));
+                    assert!(Arc::ptr_eq(&routes.topology(), topology), "a topology was lost");
+                }
+            });
+            for pool in [&first, &second].into_iter().cycle().take(TIMES) {
+                routes.replace(vec![Arc::clone(&pool.upstream)], policy.clone());
+                assert!(Arc::ptr_eq(&routes.upstreams()[0], &pool.upstream), "a reload was lost");
+            }
+        });
     }
 }
