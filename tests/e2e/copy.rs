@@ -5,13 +5,18 @@
 
 use std::time::Duration;
 
-use tidegate_tests::{Bench, Frames, Reply, ScriptedApp, fresh_database, shared_postgres, wait_until};
+use tidegate_tests::{
+    Bench, Frames, Reply, ScriptedApp, fresh_database, shared_postgres, wait_for, wait_until,
+};
 
+use super::rig::SOON;
 use super::{bench, both, some};
 
 /// A pool of one backend: whatever COPY leaves behind hits the next session. And an empty table.
 async fn narrow() -> (Bench, String) {
-    let bench = bench("pool.size = 1\ntimeouts.write = \"150s\"\ntimeouts.read = \"150s\"").await;
+    let settings = "pool.size = 1\ntimeouts.write = \"150s\"\ntimeouts.read = \"150s\"\ntimeouts.queue = \"15s\"\n\
+                    shed.codel_target = \"15s\"\nshed.codel_interval = \"15s\"";
+    let bench = bench(settings).await;
     let table = fresh_database();
     shared_postgres().sql(&format!("CREATE TABLE {table} (a int PRIMARY KEY, b text)")).unwrap();
     (bench, table)
@@ -351,6 +356,75 @@ async fn an_app_that_leaves_in_mid_copy_loads_nothing_and_frees_its_backend() {
         let (mut next, _) = bench.app().await;
         let count = next.query(&format!("SELECT count(*) FROM {table}")).await;
         assert_eq!(count.value(), some("0"), "{way}: {:?}", count.error());
+    }
+}
+
+/// A session that loads into the table by the extended protocol, with its Sync sent ahead as libpq does.
+async fn loader(bench: &Bench, table: &str) -> ScriptedApp {
+    let (mut app, _) = bench.app().await;
+    load(&mut app, table).await;
+    app
+}
+
+async fn load(app: &mut ScriptedApp, table: &str) {
+    app.send(extended(&copy_in(table)).sync()).await;
+    for tag in [b'1', b'2', b'n', b'G'] {
+        app.expect(tag).await;
+    }
+    app.send(Frames::new().copy_data(&rows(0..9))).await;
+}
+
+/// A session that waits for the only backend, to count the rows of the table.
+async fn counter(bench: &Bench, table: &str) -> ScriptedApp {
+    let (mut next, _) = bench.app().await;
+    next.send(Frames::new().query(&format!("SELECT count(*) FROM {table}"))).await;
+    wait_for(SOON, "it waits", async || {
+        let waiting = bench.proxy.metrics().await.get("tidegate_pool_waiting", &[]);
+        (waiting == Some(1.0)).then_some(())
+    })
+    .await;
+    next
+}
+
+#[tokio::test]
+async fn an_extended_copy_whose_app_leaves_ends_before_the_next_session_has_its_backend() {
+    // Seen: "COPY from stdin failed: session ended" told to the next session, and its query never answered. PostgreSQL
+    // had ignored the Sync in front of the data, and waited for another one.
+    let (bench, table) = narrow().await;
+
+    for way in ["close", "reset", "terminate"] {
+        let app = loader(&bench, &table).await;
+        let mut next = counter(&bench, &table).await;
+        match way {
+            "close" => drop(app),
+            "reset" => app.reset(),
+            _ => app.terminate().await,
+        }
+
+        let count = next.reply().await;
+        assert_eq!(count.value(), some("0"), "{way}: {:?}", count.error());
+    }
+}
+
+#[tokio::test]
+async fn a_copy_whose_app_leaves_before_its_last_sync_loads_nothing() {
+    // Seen: all data had come, and its transaction was still open when the next session got the backend, whose first
+    // statement committed it.
+    let (bench, table) = narrow().await;
+
+    for way in ["unanswered", "answered"] {
+        let mut app = loader(&bench, &table).await;
+        let mut next = counter(&bench, &table).await;
+        app.send(Frames::new().copy_done()).await;
+        if way == "answered" {
+            app.send(Frames::new().flush()).await;
+            app.expect(b'C').await;
+        }
+        drop(app);
+
+        let count = next.reply().await;
+        assert_eq!(count.value(), some("0"), "{way}: {:?}", count.error());
+        assert_eq!(count.commands(), ["SELECT 1"], "{way}");
     }
 }
 

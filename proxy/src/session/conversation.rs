@@ -351,9 +351,9 @@ impl Conversation {
         self.skipping != Skipping::No || self.unsynced || self.check != Check::No
     }
 
-    /// Whether a Sync of ours would commit what the application has not finished.
+    /// Whether a Sync of ours would commit what the application has not finished. A COPY is made to fail first.
     pub fn sync_would_commit(&self) -> bool {
-        self.skipping == Skipping::No && self.unsynced
+        self.skipping == Skipping::No && self.unsynced && !self.is_copying_in()
     }
 
     /// What is owed will not happen: names that it gives or takes away are as before.

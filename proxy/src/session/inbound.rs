@@ -244,6 +244,9 @@ impl Conversation {
                     // The Sync that was its end is ignored.
                     self.barrier = Barrier::AtItsEnd;
                 }
+                if self.ledger.ready_owed() == 0 {
+                    self.exchange_goes_on();
+                }
                 Ok(Step::Pass)
             }
             tag::ERROR_RESPONSE => Ok(self.error(header, flow, backend)),

@@ -183,6 +183,12 @@ impl Conversation {
             && (self.is_outside() || self.notes.ends_transaction)
     }
 
+    /// The Sync that was to end the exchange is ignored, because a COPY began: another one has to.
+    pub(super) fn exchange_goes_on(&mut self) {
+        self.unsynced = true;
+        self.between_exchanges = false;
+    }
+
     #[inline]
     fn outbound_frame(
         &mut self,
