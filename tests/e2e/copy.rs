@@ -510,3 +510,49 @@ async fn a_copy_whose_application_falls_silent_is_known_to_be_undone() {
     app.send(Frames::new().copy_data(&rows(9..10)).copy_done()).await;
     all_is_well(&bench, &mut app, &table, 0).await;
 }
+
+#[tokio::test]
+async fn an_extended_copy_that_is_given_up_on_is_told_so() {
+    // Seen: no error at all. The rest of the data was dropped, and its Sync answered as if nothing was amiss: whoever
+    // loops over libpq's results took lost data for loaded.
+    let (bench, table) = hurried().await;
+    let mut app = loader(&bench, &table).await;
+
+    let problem = app.expect(b'E').await.problem().unwrap();
+    app.expect_silence(Duration::from_millis(100)).await;
+    let end = app.exchange(Frames::new().copy_data(&rows(9..10)).copy_done().sync()).await;
+
+    assert_eq!((problem.severity(), problem.code()), ("ERROR", "57014"), "{problem:?}");
+    assert_eq!(problem.detail_of("reason"), Some("write_timeout"));
+    assert_eq!(problem.detail_of("outcome"), Some("rolled_back"));
+    assert_eq!((end.tags().as_str(), end.status()), ("Z", Some('I')));
+    all_is_well(&bench, &mut app, &table, 0).await;
+}
+
+#[tokio::test]
+async fn an_extended_copy_whose_backend_is_lost_is_told_so() {
+    // As above: between the Sync that PostgreSQL ignored and the one at the end an error is owed as well.
+    let (bench, table) = narrow().await;
+
+    for status in ['I', 'E'] {
+        let (mut app, _) = bench.app().await;
+        if status == 'E' {
+            app.query("BEGIN").await;
+        }
+        load(&mut app, &table).await;
+        let end = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = '{}'",
+            copy_in(&table)
+        );
+        assert_eq!(shared_postgres().sql(&end).unwrap(), "t");
+
+        let problem = app.expect(b'E').await.problem().unwrap();
+        app.expect_silence(Duration::from_millis(100)).await;
+        let end = app.exchange(Frames::new().copy_data(&rows(9..10)).copy_done().sync()).await;
+
+        assert_eq!(problem.severity(), "ERROR", "{problem:?}");
+        assert_eq!((end.tags().as_str(), end.status()), ("Z", Some(status)));
+        app.query("ROLLBACK").await;
+        all_is_well(&bench, &mut app, &table, 0).await;
+    }
+}
