@@ -31,7 +31,7 @@ pub struct Conversation {
     mode: Hold,
     /// Why the backend must stay.
     pub pins: Pins,
-    /// The server ignores everything until Sync.
+    /// Everything until Sync is ignored by the server, or was refused.
     pub(super) skipping: Skipping,
     pub(super) copy_in: CopyIn,
     /// Messages of the extended protocol were sent and no Sync behind them: their transaction is open,

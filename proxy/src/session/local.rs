@@ -9,7 +9,7 @@
 use std::sync::Arc;
 
 use super::Session;
-use super::conversation::{Conversation, CopyIn, Fate, Whose};
+use super::conversation::{Conversation, CopyIn, Fate, Skipping, Whose};
 use super::front::Stage;
 use super::local_frames::{
     command_tag, error_frame, failed_transaction, put_local_warning, put_row, put_row_description, taken_name,
@@ -268,6 +268,7 @@ impl Conversation {
         self.ledger.owe(owed);
         if matches!(header.tag, tag::QUERY | tag::SYNC) {
             self.local_since_sync = false;
+            self.skipping = Skipping::No;
             self.exchange_ends();
         } else {
             self.local_since_sync = true;

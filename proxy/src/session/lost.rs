@@ -132,8 +132,9 @@ impl Session {
             self.say_ready();
             self.talk.drop_request(header, &mut self.to_db);
         } else {
-            // The server answers the Sync.
+            // Its Sync is ours to answer: the server may be stuck.
             self.talk.skipping = Skipping::UntilSync;
+            self.talk.local_since_sync = true;
             self.talk.gate = Gate::Open;
         }
     }

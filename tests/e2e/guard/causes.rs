@@ -3,15 +3,15 @@
 use std::time::{Duration, Instant};
 
 use tidegate_chaos::cluster::{Cluster, ClusterOptions, Node, NodeOptions, Programs, Replication, StopMode};
-use tidegate_tests::{Problem, Proxy, ScriptedApp, wait_for};
+use tidegate_tests::{Frames, Problem, Proxy, ScriptedApp, wait_for};
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
 use super::{
     ANSWER_SLACK, How, LEDGER, NOISE, Op, Running, Watch, at_most, complete, durations, guarded, percentile,
-    session, verdict,
+    refused, session, timed_frames, verdict,
 };
-use crate::rig::{own_postgres, run};
+use crate::rig::{SOON, own_postgres, run};
 
 const WRITERS: (u32, u32) = (20, 40);
 const READERS: (u32, u32) = (5, 20);
@@ -23,6 +23,8 @@ const SECTIONS: &str =
 
 const TRIP: Duration = Duration::from_millis(1500);
 const FIRST_WRITE: Duration = Duration::from_secs(2);
+/// An answer that waits for nobody.
+const AT_ONCE: Duration = Duration::from_millis(200);
 
 async fn server_and_sidecar() -> (Node, Proxy) {
     let node = block_in_place(|| own_postgres(&[]));
@@ -193,6 +195,36 @@ async fn a_standby_that_is_taken_for_the_primary_serves_reads_and_says_why_not_w
 
     names(&refusal, &["in_recovery", "read_only"]);
     run(&mut app, "SELECT 1").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refusal_is_whole_though_the_backend_that_the_session_keeps_is_frozen() {
+    // Seen: the error came at once, and its ReadyForQuery was left to the frozen server, which nothing bounded.
+    let (node, proxy) = server_and_sidecar().await;
+    let insert = || Frames::new().unnamed("INSERT INTO ledger VALUES (1)", &[]);
+    let mut pinned = session(&proxy).await;
+    run(&mut pinned, "CREATE TEMP TABLE mine AS SELECT 7 AS seven").await;
+    let mut other = session(&proxy).await;
+    block_in_place(|| node.freeze()).unwrap();
+    wait_for(SOON, "the breaker opens", async || {
+        (other.exchange(insert().sync()).await.error_code() == "53000").then_some(())
+    })
+    .await;
+
+    for frames in [insert().sync(), insert().flush().unnamed("SELECT 1", &[]).sync()] {
+        let (reply, took) = timed_frames(&mut pinned, frames).await;
+
+        refused(&reply, "53000", &[("reason", "breaker_open"), ("outcome", "not_sent")]);
+        assert_eq!((reply.tags().as_str(), reply.status()), ("EZ", Some('I')));
+        at_most("the refusal", took, AT_ONCE);
+    }
+    block_in_place(|| node.thaw()).unwrap();
+
+    let seven = Frames::new().unnamed("SELECT seven FROM mine", &[]).sync();
+    wait_for(SOON, "the session goes on", async || {
+        (pinned.exchange(seven.clone()).await.value().as_deref() == Some("7")).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
