@@ -432,6 +432,55 @@ async fn a_transaction_that_lost_its_backend_never_commits() {
 }
 
 #[tokio::test]
+async fn what_stands_behind_the_rollback_of_a_lost_transaction_is_run() {
+    // Seen: neither run nor refused, in a pipeline that was answered without an error.
+    let rig = Rig::start(pool_of(2)).await;
+    rig.sql("CREATE TABLE t (a int)");
+    let mut app = rig.app().await;
+    run(&mut app, "BEGIN").await;
+    run(&mut app, "INSERT INTO t VALUES (1)").await;
+    let pid = value(&mut app, "SELECT pg_backend_pid()").await;
+    rig.sql(&format!("SELECT pg_terminate_backend({pid}, 5000)"));
+    assert_eq!(app.query("SELECT 1").await.status(), Some('E'));
+
+    let more = Frames::new().unnamed("ROLLBACK", &[]).unnamed("INSERT INTO t VALUES (2)", &[]);
+    let reply = app.exchange(more.sync()).await;
+
+    assert_eq!((reply.tags().as_str(), reply.status()), ("12nC12nCZ", Some('I')), "{:?}", reply.error());
+    assert_eq!(reply.commands(), ["ROLLBACK", "INSERT 0 1"]);
+    assert_eq!(value(&mut app, "SELECT string_agg(a::text, ' ') FROM t").await, "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_stands_behind_the_rollback_of_a_lost_transaction_is_refused_without_a_server() {
+    // The ROLLBACK itself needs none: an application that gets an error for it gives its connection up.
+    let node = own_postgres(&[]);
+    let proxy = sidecar("").upstream(&node.url()).start().await;
+    let rollback = || Frames::new().unnamed("ROLLBACK", &[]);
+    let mut apps = [in_transaction(&proxy).await, in_transaction(&proxy).await];
+    block_in_place(|| node.stop(StopMode::Fast)).unwrap();
+    for app in &mut apps {
+        assert_eq!(app.query("SELECT 1").await.status(), Some('E'));
+    }
+    let [mut alone, mut with_more] = apps;
+
+    let rolled_back = alone.exchange(rollback().sync()).await;
+    let refused = with_more.exchange(rollback().unnamed("SELECT 1", &[]).sync()).await;
+
+    assert_eq!((rolled_back.tags().as_str(), rolled_back.status()), ("12nCZ", Some('I')));
+    assert_eq!((refused.tags().as_str(), refused.status()), ("12nCEZ", Some('I')));
+    assert_eq!(refused.error().unwrap().detail_of("outcome"), Some("not_sent"));
+}
+
+/// A session in a transaction that has a backend.
+async fn in_transaction(proxy: &tidegate_tests::Proxy) -> ScriptedApp {
+    let (mut app, _) = ScriptedApp::session(proxy.address(), "postgres", "postgres").await;
+    run(&mut app, "BEGIN").await;
+    run(&mut app, "SELECT 1").await;
+    app
+}
+
+#[tokio::test]
 async fn a_commit_that_finds_its_backend_dead_is_no_success() {
     // The most dangerous statement to be told a lie about.
     let rig = Rig::start(pool_of(2)).await;

@@ -340,7 +340,9 @@ impl Session {
             }
             (tag::EXECUTE, Orphan::Leaving) => {
                 self.end_orphan();
-                self.stage = Stage::Refusing;
+                // What stands behind it is an exchange like any other, and a Sync alone is ours to answer.
+                self.talk.local_since_sync = true;
+                self.stage = Stage::Ready;
             }
             (tag::CLOSE, Orphan::Untold | Orphan::Told | Orphan::Leaving) => {
                 self.to_app.insert(|out| out.extend_from_slice(&reply::CLOSE_COMPLETE_FRAME));
