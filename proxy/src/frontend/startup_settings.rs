@@ -54,21 +54,25 @@ impl StartupParameters {
     /// Sorts the parameters of a packet.
     pub fn read(parameters: &[(Vec<u8>, Vec<u8>)]) -> Result<Self, StartupError> {
         let (mut user, mut database, mut replication) = (None, None, None);
-        let mut settings = BTreeMap::<Box<str>, Box<[u8]>>::new();
+        let mut options = String::new();
+        let mut named = BTreeMap::<Box<str>, Box<[u8]>>::new();
         let mut unknown_options = Vec::new();
         for (name, value) in parameters {
             match name.as_slice() {
                 b"user" => user = Some(text("user", value)?),
                 b"database" => database = Some(text("database", value)?),
                 b"replication" => replication = replication_kind(&text("replication", value)?),
-                b"options" => read_options(&text("options", value)?, &mut settings)?,
+                b"options" => options = text("options", value)?,
                 name if name.starts_with(b"_pq_.") => unknown_options.push(name.to_vec()),
                 name => {
                     let name = std::str::from_utf8(name).map_err(|_| StartupError::NotText("name"))?;
-                    settings.insert(name.to_ascii_lowercase().into(), value.as_slice().into());
+                    named.insert(name.to_ascii_lowercase().into(), value.as_slice().into());
                 }
             }
         }
+        // Parameters of their own count more, wherever they stand (`process_startup_options` in PostgreSQL).
+        let mut settings = read_options(&options)?;
+        settings.append(&mut named);
         if settings.len() > SETTINGS_MAX {
             return Err(StartupError::TooMany);
         }
@@ -103,7 +107,8 @@ fn replication_kind(value: &str) -> Option<String> {
 
 /// `-c name=value`, `-cname=value` and `--name=value`, split at blanks; a backslash takes the next character
 /// as it is (`pg_split_opts` in PostgreSQL).
-fn read_options(options: &str, settings: &mut BTreeMap<Box<str>, Box<[u8]>>) -> Result<(), StartupError> {
+fn read_options(options: &str) -> Result<BTreeMap<Box<str>, Box<[u8]>>, StartupError> {
+    let mut settings = BTreeMap::new();
     let mut words = split_options(options).into_iter();
     while let Some(word) = words.next() {
         let assignment = match word.strip_prefix("--") {
@@ -117,7 +122,7 @@ fn read_options(options: &str, settings: &mut BTreeMap<Box<str>, Box<[u8]>>) -> 
         let (name, value) = assignment.split_once('=').ok_or(StartupError::BadOptions)?;
         settings.insert(name.to_ascii_lowercase().replace('-', "_").into(), value.as_bytes().into());
     }
-    Ok(())
+    Ok(settings)
 }
 
 fn split_options(options: &str) -> Vec<String> {
@@ -165,6 +170,21 @@ mod tests {
             read.settings.iter().map(|(n, v)| format!("{n}={}", String::from_utf8_lossy(v))).collect();
         assert_eq!(settings, ["search_path=a b", "statement_timeout=5s", "timezone=UTC", "work_mem=4MB"]);
         assert_eq!((read.database.as_str(), read.replication), ("u", None));
+    }
+
+    #[test]
+    fn a_parameter_of_its_own_counts_more_than_options_in_any_order() {
+        // PostgreSQL applies `options` first. Else settings would depend on the order that a driver happens to have.
+        let (own, options) =
+            (("TimeZone", "UTC"), ("options", "-c timezone=Asia/Tokyo -c tidegate.lane=read"));
+        let lane = ("tidegate.lane", "write");
+
+        for order in [[own, options, lane], [options, lane, own], [lane, own, options]] {
+            let read = read(&[&[("user", "u")], &order[..]].concat()).unwrap();
+
+            assert_eq!(read.settings.get("timezone"), Some(&b"UTC"[..]), "{order:?}");
+            assert_eq!(read.terms, [Setting::Lane.read(b"write").unwrap()], "{order:?}");
+        }
     }
 
     #[test]
