@@ -49,8 +49,11 @@ impl Analyzer<'_> {
             if option.kind == TokenKind::Close {
                 break;
             }
-            let text = self.text(option);
-            if text.eq_ignore_ascii_case(b"analyze") || text.eq_ignore_ascii_case(b"analyse") {
+            let name = self.name(option);
+            if option.kind == TokenKind::UnicodeWord {
+                // It may spell any option.
+                executes = true;
+            } else if name == "analyze" || name == "analyse" {
                 let value = self.text(self.current);
                 let value = value.strip_prefix(b"'").and_then(|v| v.strip_suffix(b"'")).unwrap_or(value);
                 executes = ![&b"off"[..], b"false", b"0"].iter().any(|off| value.eq_ignore_ascii_case(off));

@@ -187,6 +187,11 @@ const STATEMENTS: &[(&str, StatementKind, &str)] = {
         ("EXPLAIN (VERBOSE, ANALYZE true, BUFFERS) INSERT INTO t VALUES (1)", Is::Explain, "write"),
         ("EXPLAIN (ANALYZE off) INSERT INTO t VALUES (1)", Is::Explain, "read"),
         ("EXPLAIN (ANALYZE 'false', FORMAT yaml) DELETE FROM t", Is::Explain, "read"),
+        // An option in quotes, or spelled with escapes, is one all the same.
+        ("EXPLAIN (\"analyze\") DELETE FROM t", Is::Explain, "write"),
+        ("EXPLAIN (\"analyze\" off) DELETE FROM t", Is::Explain, "read"),
+        ("EXPLAIN (U&\"\\0061nalyze\", verbose off) DELETE FROM t", Is::Explain, "write"),
+        ("EXPLAIN (analyze, U&\"verbos\\0065\" off) DELETE FROM t", Is::Explain, "write"),
         ("EXPLAIN ANALYZE EXECUTE p", Is::Explain, "write"),
         ("EXPLAIN ANALYZE CREATE TABLE x AS SELECT 1", Is::Explain, "write"),
         ("EXPLAIN CREATE TEMP TABLE x AS SELECT 1", Is::Explain, "read"),
