@@ -61,7 +61,7 @@ impl Analyzer<'_> {
         if !self.at_end() {
             self.bump();
         }
-        if transaction && matches!(self.current.kind, TokenKind::PlainString | TokenKind::EscapeString) {
+        if transaction && self.current.kind.is_string() {
             self.transaction.end(End::Prepare, Chain::No);
             return self.write(StatementKind::PrepareTransaction);
         }

@@ -41,6 +41,13 @@ pub(super) enum TokenKind {
     End,
 }
 
+impl TokenKind {
+    /// A string, however it is written.
+    pub(super) fn is_string(self) -> bool {
+        matches!(self, Self::PlainString | Self::EscapeString | Self::OtherString | Self::DollarString)
+    }
+}
+
 /// A token: its kind and where it stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Token {
