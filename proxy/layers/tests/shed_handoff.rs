@@ -137,6 +137,28 @@ async fn a_stuck_lane_cannot_take_the_items_of_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_ceiling_of_its_own_holds_for_a_request_that_had_to_wait_for_an_item() {
+    // While no item is idle everything waits for a moment: batch work that is to have a part of the lane would take
+    // all of it. Left in the queue until there are fewer, it would hold up those behind it.
+    let handoff = stocked(&[4], 0);
+    let capped = Ask { ceiling: Some(2), ..Ask::default() };
+    let mut waiting: Vec<_> = (0..4).map(|_| handoff.checkout(READ, capped)).collect();
+    waiting.push(handoff.checkout(READ, Ask::default()));
+    assert!(waiting.iter_mut().all(|checkout| poll(checkout).is_pending()));
+
+    (0..4).for_each(|item| handoff.put(item));
+
+    let answers: Vec<_> = waiting.iter_mut().map(poll).collect();
+    let refused = |answer: &Poll<Result<Lease<u32>, Overloaded>>| match answer {
+        Poll::Ready(Err(refusal)) => Some(refusal.reason),
+        Poll::Ready(Ok(_)) | Poll::Pending => None,
+    };
+    assert_eq!([2, 3].map(|waiter| refused(&answers[waiter])), [Some(Reason::Priority); 2]);
+    assert!([0, 1, 4].into_iter().all(|waiter| matches!(answers[waiter], Poll::Ready(Ok(_)))));
+    assert_eq!((handoff.stats(READ).unwrap().waiting, handoff.idle()), (0, 1));
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_item_given_up_on_stays_charged_until_it_is_known_to_be_gone() {
     // Freed at once, each abandoned connection would be replaced, and the service would hold more than agreed.
     let handoff = stocked(&[2, 1], 2);

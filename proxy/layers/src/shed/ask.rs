@@ -48,7 +48,7 @@ pub struct Ask {
     /// When its answer is due, if ever.
     pub deadline: Option<Instant>,
     /// How many may be in flight in its lane for it to be let in, where that is less than for all others. It never
-    /// waits for that.
+    /// waits for that: with as many in flight it is refused, on arrival or when its turn comes.
     pub ceiling: Option<usize>,
     /// How long it may wait, where that is not as for all others.
     pub wait_max: Option<Duration>,

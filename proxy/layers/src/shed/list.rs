@@ -26,6 +26,8 @@ pub(super) struct Wait {
     pub(super) expires: Instant,
     /// ... and with which reason.
     pub(super) expiry: Reason,
+    /// How many may be in flight for it to be let in, where that is less than for all others.
+    pub(super) ceiling: Option<usize>,
 }
 
 #[derive(Debug)]

@@ -4,7 +4,7 @@
 //! a [`Reason`] when waiting would be useless.
 //!
 //! * **Acts** on arrival (no permit, no place in the queue, deadline too near, more important work waiting), on
-//!   hand-over (waited too long), and on each sweep.
+//!   hand-over (waited too long, or more in flight than [`Ask::ceiling`] of its own), and on each sweep.
 //! * **Limit:** as many requests are in flight as [`Limit`] allows: the least of a ceiling, a ramp after an outage,
 //!   and what the service has shown to bear (AIMD).
 //! * **Queue:** per [`Priority`], the most important first. Among equals first come, first served; once `CoDel`

@@ -17,7 +17,7 @@ use super::priority::Priority;
 /// it decides what a waiter is and how it is told; [`Handoff`](super::Handoff) is one such owner.
 ///
 /// Every operation is O(1) in the number of waiters but [`sweep`](Self::sweep) and [`flush`](Self::flush), which are
-/// O(n), and [`next`](Self::next), which refuses on its way those who have waited too long.
+/// O(n), and [`next`](Self::next), which refuses on its way those whom it does not let in.
 #[derive(Debug)]
 pub struct AdmitQueue<W> {
     config: QueueConfig,
@@ -72,8 +72,8 @@ impl<W> AdmitQueue<W> {
         {
             return Admission::Refused(self.refusal(Reason::Deadline));
         }
-        if ask.ceiling.is_some_and(|ceiling| self.in_flight >= ceiling) {
-            return Admission::Refused(self.refusal(Reason::Priority));
+        if let Err(reason) = self.below(ask.ceiling) {
+            return Admission::Refused(self.refusal(reason));
         }
         let limit = self.limit.current();
         let capped = self.capped(ask.priority, now);
@@ -117,7 +117,8 @@ impl<W> AdmitQueue<W> {
     /// Gives a free permit to the waiter whose turn it is. Call it until it returns `None`.
     ///
     /// The most important come first; among equals the longest waiting, or the newest while overloaded: under
-    /// overload the old ones are about to give up anyway. Those found to have waited too long go to `refuse`.
+    /// overload the old ones are about to give up anyway. Those found to have waited too long, or above a ceiling of
+    /// their own, go to `refuse`.
     pub fn next(&mut self, now: Instant, refuse: &mut impl FnMut(W, Overloaded)) -> Option<W> {
         for priority in Priority::ALL {
             self.sample(priority, now);
@@ -126,7 +127,8 @@ impl<W> AdmitQueue<W> {
                     // Shares nest and the limit is one for all: nobody less important may go either.
                     return None;
                 }
-                let verdict = self.verdict(&wait, now);
+                // Left at its place until it fits in, it would hold up those that may use the rest.
+                let verdict = self.verdict(&wait, now).and_then(|()| self.below(wait.ceiling));
                 let (waiter, _) = self.waiters.remove(id)?;
                 match verdict {
                     Ok(()) => {
@@ -231,6 +233,11 @@ impl<W> AdmitQueue<W> {
         Overloaded { reason, retry_after }
     }
 
+    /// Whether fewer are in flight than may be for a request with a ceiling of its own.
+    fn below(&self, ceiling: Option<usize>) -> Result<(), Reason> {
+        if ceiling.is_some_and(|ceiling| self.in_flight >= ceiling) { Err(Reason::Priority) } else { Ok(()) }
+    }
+
     /// Whether nobody as important, or more so, waits.
     fn first_in_line(&self, priority: Priority) -> bool {
         Priority::ALL[..=priority.rank()].iter().all(|above| self.waiters.none_of(*above))
@@ -290,7 +297,7 @@ impl<W> AdmitQueue<W> {
             Some(deadline) if deadline < bound => (deadline, Reason::Deadline),
             _ => (bound, Reason::QueueTimeout),
         };
-        Wait { priority: ask.priority, since: now, expires, expiry }
+        Wait { priority: ask.priority, since: now, expires, expiry, ceiling: ask.ceiling }
     }
 
     fn newest_first(&self, priority: Priority) -> bool {
