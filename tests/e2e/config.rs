@@ -167,6 +167,25 @@ async fn a_reload_changes_the_size_of_pools() {
 }
 
 #[tokio::test]
+async fn a_reload_that_asks_for_more_backends_than_it_can_have_says_so() {
+    // Whoever raised the limit would look elsewhere for why sessions still wait.
+    let config = |max: usize| format!("listen.auth = \"trust\"\npool.max_per_upstream = {max}\n");
+    let bench = Bench::start_with(ProxyOptions::new(TIDEGATE).config(&config(60))).await;
+
+    for (max, told) in [(240, false), (1000, true)] {
+        let before = bench.proxy.log().len();
+        bench.proxy.write_config(&config(max));
+        bench.proxy.signal(Signal::HUP);
+        let log = wait_for(PATIENCE, "the reload", async || {
+            Some(bench.proxy.log().split_off(before)).filter(|log| log.contains("configuration reloaded"))
+        })
+        .await;
+
+        assert_eq!(log.contains("without a restart"), told, "{max}: {log}");
+    }
+}
+
+#[tokio::test]
 async fn a_reload_that_must_be_refused_changes_nothing() {
     // All or nothing: the good half of a bad file must not count. Each says why, and the sidecar goes on.
     const GOOD: &str = "listen.auth = \"trust\"\nlisten.address = \"@LISTEN@\"\npool.size = 1\n\

@@ -60,8 +60,13 @@ impl Slots {
         Self { slots, free: Mutex::new((0..len).rev().collect()), used: AtomicUsize::new(0) }
     }
 
-    /// A slot for a new backend of the pool with this number. `None`: there are more backends than slots, and this one has
-    /// no deadlines.
+    /// How many backends can have one.
+    pub fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// A slot for a new backend of the pool with this number. `None`: others have them all, and this one would have no
+    /// deadlines.
     pub fn take(self: &Arc<Self>, process_id: u32, pool: u64) -> Option<SlotId> {
         let index = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop()?;
         self.used.fetch_max(index + 1, Ordering::AcqRel);

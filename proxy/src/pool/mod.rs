@@ -506,11 +506,20 @@ pub(crate) mod tests {
             Sources { upstreams: vec![Password::new("127.0.0.1:1".to_owned())], ..Sources::default() };
         let mut limits = Limits::of(&Config::load(&sources).unwrap());
         change(&mut limits);
+        let key = PoolKey { database: "d".into(), user: "u".into(), replication: None };
+        Upstream::new(connector(), &limits, &Arc::default(), &Arc::default()).pool(key)
+    }
+
+    fn connector() -> Connector {
         let address = UpstreamAddress::Tcp { host: "127.0.0.1".to_owned(), port: 1 };
         let keys = Arc::new(KeyCache::new(1).unwrap());
-        let connector = Connector { address, ssl_mode: SslMode::Disable, tls: None, keys };
-        let key = PoolKey { database: "d".into(), user: "u".into(), replication: None };
-        Upstream::new(connector, &limits, &Arc::default(), &Arc::default()).pool(key)
+        Connector { address, ssl_mode: SslMode::Disable, tls: None, keys }
+    }
+
+    /// Takes a new number of backends per upstream over.
+    fn reload(pool: &Pool, max_per_upstream: usize) {
+        let limits = Limits { max_per_upstream, ..Limits::clone(&pool.upstream.limits()) };
+        pool.upstream.reload(connector(), &limits);
     }
 
     /// Puts a backend into the pool that was idle since the process started; gives the server's end of it.
@@ -570,5 +579,18 @@ pub(crate) mod tests {
 
         assert_eq!(idle(&pool), [1, 3, 4]);
         assert_eq!((use_one(&pool), pool.state().leased), (4, 0));
+    }
+
+    #[tokio::test]
+    async fn a_reload_makes_no_place_for_backends_without_deadlines() {
+        // What they run could hang for ever, and the breaker would not see it.
+        let pool = pool();
+
+        reload(&pool, 100_000);
+
+        let places = (0..100_000).take_while(|_| pool.upstream.take_place()).count();
+        let slots: Vec<_> = (0..places).map(|_| pool.upstream.guard.slots.take(1, pool.number)).collect();
+        assert!(places > 200, "{places} is no more than before");
+        assert!(slots.iter().all(Option::is_some), "{places} places");
     }
 }

@@ -185,6 +185,10 @@ impl Pool {
                     self.upstream.logins.worked(login);
                 }
                 backend.slot = self.upstream.guard.slots.take(backend.cancel_target.process_id, self.number);
+                if backend.slot.is_none() {
+                    // Backends that are being closed have it still. The next look at idle ones opens another.
+                    return drop(tokio::spawn(backend.terminate()));
+                }
                 opening.succeeded(backend);
             }
             Err(error) => opening.failed(error),

@@ -43,7 +43,7 @@ const SPARE_AFTER: Duration = Duration::from_secs(1);
 /// and has the backend that it needs.
 const SLOW_WRITE: Range<Duration> = Duration::from_millis(30)..Duration::from_secs(2);
 
-/// Slots for deadlines beyond what the limit allows, so that a reload can raise it.
+/// Slots for deadlines beyond what the limit allows, so that a reload can raise it: as far as there are slots.
 const SPARE_SLOTS: usize = 4;
 /// Slots at least.
 const SLOTS_MIN: usize = 256;
@@ -176,6 +176,8 @@ pub struct Upstream {
     limits: ArcSwap<Limits>,
     /// `limits.size`, to be read at each give-back.
     size: AtomicUsize,
+    /// Backends of all pools: `limits.for_pools()`, as far as there are slots for their deadlines.
+    places: AtomicUsize,
     /// Whether there is a `limits.resolve_within`, to be read at each checkout.
     resolves: AtomicBool,
     open: AtomicUsize,
@@ -237,6 +239,7 @@ impl Upstream {
                 logins,
                 limits: ArcSwap::from_pointee(limits.clone()),
                 size: AtomicUsize::new(limits.size),
+                places: AtomicUsize::new(limits.for_pools()),
                 resolves: AtomicBool::new(limits.resolve_within.is_some()),
                 open: AtomicUsize::new(0),
                 leased: AtomicUsize::new(0),
@@ -289,12 +292,25 @@ impl Upstream {
     pub fn reload(&self, connector: Connector, limits: &Limits) {
         self.connector.store(Arc::new(connector));
         self.size.store(limits.size, Ordering::Relaxed);
+        self.places.store(self.places_within(limits), Ordering::Relaxed);
         self.resolves.store(limits.resolve_within.is_some(), Ordering::Relaxed);
         self.limits.store(Arc::new(limits.clone()));
         self.guard.configure(&limits.breaker);
         for pool in self.pools() {
             pool.configure(limits);
         }
+    }
+
+    /// How many of the backends that are asked for there are slots for.
+    fn places_within(&self, limits: &Limits) -> usize {
+        let (asked, slots) = (limits.for_pools(), self.guard.slots.capacity());
+        if asked > slots {
+            tracing::warn!(
+                upstream = %self.name, asked, at_most = slots,
+                "pool.max_per_upstream asks for more backends than there can be without a restart"
+            );
+        }
+        asked.min(slots)
     }
 
     /// Before what is known now is in force: connections of an older epoch are not used any more.
@@ -471,7 +487,7 @@ impl Upstream {
 
     /// Takes a place if there is a free one.
     pub(super) fn take_place(&self) -> bool {
-        let max = self.limits().for_pools();
+        let max = self.places.load(Ordering::Relaxed);
         let take = |open: usize| (open < max).then_some(open + 1);
         self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok()
     }
