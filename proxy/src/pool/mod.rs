@@ -272,11 +272,14 @@ impl Pool {
         drop(lease);
     }
 
-    /// Whether this pool has more than it may, or can spare one for another pool that has none at all.
+    /// Whether this pool or all together have more than they may, or it can spare one for another pool that has none at
+    /// all.
     #[inline]
     fn owes_place(&self) -> bool {
         let open = self.open.load(Ordering::Relaxed);
-        open > self.upstream.size() || self.upstream.is_starved() && (open > 1 || !self.is_awaited())
+        open > self.upstream.size()
+            || self.upstream.surplus() > 0
+            || self.upstream.is_starved() && (open > 1 || !self.is_awaited())
     }
 
     fn is_awaited(&self) -> bool {
@@ -336,7 +339,8 @@ impl Pool {
         let generation = self.generation.load(Ordering::Relaxed);
         let ready = self.ready(&limits);
         let mut left = self.backends.idle();
-        let mut surplus = self.open.load(Ordering::Relaxed).saturating_sub(limits.size);
+        let of_pool = self.open.load(Ordering::Relaxed).saturating_sub(limits.size);
+        let mut surplus = of_pool.max(self.upstream.surplus());
         let gone = self.backends.take_idle(|backend| {
             let unused = clock::since(backend.idle_since_ms) > limits.idle_timeout && left > ready;
             let old = clock::now_ms() >= backend.retire_at_ms || backend.generation != generation;
@@ -579,6 +583,26 @@ pub(crate) mod tests {
 
         assert_eq!(idle(&pool), [1, 3, 4]);
         assert_eq!((use_one(&pool), pool.state().leased), (4, 0));
+    }
+
+    #[tokio::test]
+    async fn a_lowered_limit_of_all_backends_closes_those_that_are_too_many_and_no_others() {
+        // What the server has to spare was given to somebody else; and what is closed beyond that is only opened again.
+        let pool = pool();
+        let other = pool.upstream.pool(PoolKey { database: "other".into(), ..pool.key.clone() });
+        let _servers = [&pool, &other].map(|pool| [1, 2, 3].map(|process_id| put(pool, process_id)));
+        let lease = pool.acquire_at_once(Lane::Read, &Ask::default(), clock::now(), ANYWHERE).unwrap();
+
+        // Three of these are for our own questions.
+        reload(&pool, 6);
+        lease.give_back();
+        assert_eq!(pool.upstream.open(), 5);
+        for pool in [&pool, &other, &pool, &other] {
+            pool.sweep_idle();
+        }
+        use_one(&other);
+
+        assert_eq!(pool.upstream.open(), 3);
     }
 
     #[tokio::test]

@@ -492,6 +492,12 @@ impl Upstream {
         self.open.fetch_update(Ordering::AcqRel, Ordering::Relaxed, take).is_ok()
     }
 
+    /// How many backends of all pools are more than there may be since the limit was lowered.
+    #[inline]
+    pub(super) fn surplus(&self) -> usize {
+        self.open().saturating_sub(self.places.load(Ordering::Relaxed))
+    }
+
     fn remember_starved(&self, change: impl FnOnce(&mut VecDeque<Weak<Pool>>)) {
         let mut starved = self.starved.lock().unwrap_or_else(PoisonError::into_inner);
         change(&mut starved);
