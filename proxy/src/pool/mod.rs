@@ -506,12 +506,16 @@ pub(crate) mod tests {
 
     /// The same with other limits.
     pub(super) fn pool_within(change: impl FnOnce(&mut Limits)) -> Arc<Pool> {
-        let sources =
-            Sources { upstreams: vec![Password::new("127.0.0.1:1".to_owned())], ..Sources::default() };
-        let mut limits = Limits::of(&Config::load(&sources).unwrap());
+        let mut limits = Limits::of(&config());
         change(&mut limits);
         let key = PoolKey { database: "d".into(), user: "u".into(), replication: None };
         Upstream::new(connector(), &limits, &Arc::default(), &Arc::default()).pool(key)
+    }
+
+    /// The defaults.
+    pub(super) fn config() -> Config {
+        let upstreams = vec![Password::new("127.0.0.1:1".to_owned())];
+        Config::load(&Sources { upstreams, ..Sources::default() }).unwrap()
     }
 
     fn connector() -> Connector {

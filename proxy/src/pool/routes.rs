@@ -215,7 +215,7 @@ impl Routes {
         current.brief_guards();
         let gone =
             old.upstreams.iter().filter(|old| !current.upstreams.iter().any(|new| Arc::ptr_eq(old, new)));
-        self.lock_retired().extend(gone.map(Arc::clone));
+        self.lock_retired().extend(gone.inspect(|upstream| upstream.retire()).map(Arc::clone));
     }
 
     /// Puts a topology in force. All sessions follow it from their next checkout on, whoever waits at once.
@@ -426,11 +426,12 @@ fn differs(old: &Topology, new: &Topology) -> bool {
 mod tests {
     use std::time::Duration;
 
+    use tidegate_layers::shed::Ask;
     use tidegate_tests::wait_until;
     use tokio::runtime::Handle;
 
     use super::super::Pool;
-    use super::super::tests::{pool, put};
+    use super::super::tests::{config, pool, pool_within, put};
     use super::*;
     use crate::config::{Password, Sources};
     use crate::upstream::{Epoch, UpstreamId};
@@ -524,5 +525,21 @@ mod tests {
                 assert!(Arc::ptr_eq(&routes.upstreams()[0], &pool.upstream), "a reload was lost");
             }
         });
+    }
+
+    #[tokio::test]
+    async fn nothing_is_kept_ready_at_a_server_that_is_configured_no_more() {
+        // Whatever is closed there would be opened again four times a second, for as long as one session has a backend.
+        let leaving = pool_within(|limits| limits.min_idle = 2);
+        let routes = Routes::new(vec![Arc::clone(&leaving.upstream)], Policy::of(&config()));
+        let _server = put(&leaving, 1);
+        let _lease = leaving.acquire_at_once(Lane::Read, &Ask::default(), Instant::now(), 0).unwrap();
+        assert_eq!(leaving.ready(&leaving.upstream.limits()), 2);
+
+        routes.replace(vec![Arc::clone(&pool().upstream)], Policy::of(&config()));
+        routes.wind_down();
+
+        assert_eq!(leaving.state().opening, 0);
+        assert_eq!(routes.tended().len(), 2, "it is looked after while it has a backend");
     }
 }

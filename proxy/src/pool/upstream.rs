@@ -301,6 +301,12 @@ impl Upstream {
         }
     }
 
+    /// It is configured no more: nothing is kept ready there.
+    pub(super) fn retire(&self) {
+        let limits = Limits { min_idle: 0, ..Limits::clone(&self.limits()) };
+        self.limits.store(Arc::new(limits));
+    }
+
     /// How many of the backends that are asked for there are slots for.
     fn places_within(&self, limits: &Limits) -> usize {
         let (asked, slots) = (limits.for_pools(), self.guard.slots.capacity());
