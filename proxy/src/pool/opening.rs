@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rand::RngExt as _;
 use tidegate_layers::backoff::Backoff;
 
-use super::{Limits, Pool, upstream};
+use super::{Limits, Pool, PoolState, upstream};
 use crate::backend::{Backend, ConnectError, Login};
 use crate::exchange::Refusal;
 use crate::telemetry::metrics;
@@ -63,6 +63,12 @@ impl Pool {
     /// Whether no backend exists, only connects that do not succeed.
     fn has_none(&self) -> bool {
         self.open.load(Ordering::Relaxed) == self.opening.load(Ordering::Relaxed)
+    }
+
+    /// As [`Pool::has_none`]; those that were given up on do not count, either: they serve nobody again.
+    fn has_none_alive(&self) -> bool {
+        let PoolState { idle, leased, .. } = self.state();
+        idle + leased == 0
     }
 
     /// Why there is no backend, if connects fail and there is none.
@@ -228,8 +234,7 @@ impl Pool {
         drop(openings);
         if !error.is_permanent() {
             self.upstream.trouble();
-        }
-        if error.is_permanent() {
+        } else if self.has_none_alive() {
             self.refuse_newcomers();
         }
         let pool = Arc::clone(self);
@@ -305,6 +310,9 @@ impl Drop for Opening {
 
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll, Waker};
+
     use tidegate_layers::breaker::{Force, Phase};
     use tidegate_layers::shed::Ask;
     use tidegate_tests::wait_until;
@@ -313,7 +321,7 @@ mod tests {
     use tokio::time::Instant;
 
     use super::super::tests::{pool, pool_within, put};
-    use super::super::{Lease, PoolKey};
+    use super::super::{Acquire, Lease, PoolKey};
     use super::*;
     use crate::guard::{Running, SlotId};
     use crate::sql::Lane;
@@ -414,6 +422,28 @@ mod tests {
         assert_eq!(busy.look(LONG), [0, 0, 0]);
         tokio::time::sleep(BACKOFF_BASE * 2).await;
         assert_eq!(busy.look(LONG), [0, 0, 0]);
+    }
+
+    #[tokio::test]
+    async fn a_login_that_is_refused_sends_those_away_whom_no_backend_will_serve_and_nobody_else() {
+        // After a change of the password the backends that are open go on, and serve whoever waits; without any, each
+        // would wait in vain for as long as it may.
+        let pool = pool();
+        let _server = put(&pool, 1);
+        let lease = pool.acquire_at_once(Lane::Read, &Ask::default(), Instant::now(), ANYWHERE).unwrap();
+        let look = |acquire: &mut Acquire| Pin::new(acquire).poll(&mut Context::from_waker(Waker::noop()));
+        let mut first = pool.enqueue(Lane::Read, Ask::default(), ANYWHERE);
+        let mut second = pool.enqueue(Lane::Write, Ask::default(), ANYWHERE);
+        assert!(look(&mut first).is_pending() && look(&mut second).is_pending());
+        assert_eq!(pool.state().opening, 2);
+
+        pool.open_failed(ConnectError::NoCredential("a password"));
+        lease.give_back();
+
+        let Poll::Ready(Ok(lease)) = look(&mut first) else { panic!("its backend has come back") };
+        lease.give_up();
+        pool.open_failed(ConnectError::NoCredential("a password"));
+        assert!(matches!(look(&mut second), Poll::Ready(Err(_))));
     }
 
     #[tokio::test]
