@@ -230,6 +230,24 @@ async fn a_rate_needs_its_calls_within_the_window_that_is_configured() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn the_window_of_a_rate_follows_a_change_of_the_rules() {
+    // An operator who widens it for a service with few calls would believe to have a rule that is not in force.
+    let minute = BreakerConfig { rate_window: Duration::from_mins(1), ..BreakerConfig::default() };
+    for (old, new, tells) in
+        [(BreakerConfig::default(), minute, true), (minute, BreakerConfig::default(), false)]
+    {
+        let bench = Bench::with(old, 1);
+        bench.handle.configure(new);
+
+        bench.half_fail(40, 600 * MS).await;
+
+        let changes = bench.changes();
+        let by_rate = changes.iter().any(|change| matches!(change.evidence, Evidence::FailureRate(_)));
+        assert_eq!(by_rate, tells, "{changes:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn one_hung_call_opens_it_within_a_second_and_a_half() {
     // Completion-counting breakers never see this call; volume-based ones want twenty of them.
     for seed in 0..20 {

@@ -119,6 +119,9 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
 
     fn learn(&mut self, now: Instant) {
         if let Some(config) = self.handle.new_config() {
+            if config.rate_window != self.config.rate_window {
+                self.window = Window::new(config.rate_window, now);
+            }
             self.config = config;
             self.machine.configure(config, now);
         }

@@ -125,7 +125,8 @@ impl<C: Clone> Handle<C> {
         drop(self.shared.reports.try_send(Report::Ordered));
     }
 
-    /// Other rules, from the watchdog's next tick on. What it is doing goes on; `tick` stays as it is.
+    /// Other rules, from the watchdog's next tick on. What it is doing goes on; `tick` stays as it is, and where a rate
+    /// looks further back or less far than before it is counted anew.
     pub fn configure(&self, config: BreakerConfig) {
         *self.shared.config.lock().unwrap_or_else(PoisonError::into_inner) = Some(config);
     }
