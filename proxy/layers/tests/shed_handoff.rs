@@ -159,6 +159,25 @@ async fn a_ceiling_of_its_own_holds_for_a_request_that_had_to_wait_for_an_item()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_loss_counts_at_once_and_is_not_made_up_for_by_what_ends_well_afterwards() {
+    // Each transaction that an overload breaks is rolled back in no time: the limit would never learn of it. And an
+    // item that is given up on, or kept for hours, comes back when nobody wants to know any more.
+    let handoff = stocked(&[10], 10);
+    let limit = || handoff.stats(READ).unwrap().limit;
+    let mut leases: Vec<_> = (0..10).map(|_| take(&handoff, READ)).collect();
+
+    for lease in &mut leases {
+        lease.fared_badly(Instant::now());
+    }
+    assert_eq!(limit(), 7);
+
+    advance(Duration::from_secs(1)).await;
+    leases.iter_mut().for_each(Lease::fared_well);
+    drop(leases);
+    assert_eq!(limit(), 7);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_item_given_up_on_stays_charged_until_it_is_known_to_be_gone() {
     // Freed at once, each abandoned connection would be replaced, and the service would hold more than agreed.
     let handoff = stocked(&[2, 1], 2);

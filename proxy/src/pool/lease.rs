@@ -88,7 +88,7 @@ impl Lease {
         }
     }
 
-    /// Its exchange took too long: the lane's limit shrinks.
+    /// Its exchange took too long: the lane's limit shrinks at once, except in session mode.
     pub fn fared_badly(&mut self, at: Instant) {
         if let Some(inner) = &mut self.inner {
             inner.fared_badly(at);

@@ -114,6 +114,7 @@ fn lanes(limits: &Limits) -> [LaneConfig; Lane::ALL.len()] {
         queue_max: limits.queue_max,
         wait_max: limits.queue_timeout,
         codel: limits.codel,
+        limit: limits.limit,
         ..QueueConfig::default()
     };
     Lane::ALL.map(|lane| LaneConfig { ceiling: limits.ceiling(lane), queue })
@@ -492,7 +493,7 @@ pub(crate) mod tests {
     use crate::auth::scram::KeyCache;
     use crate::backend::cancel::Peer;
     use crate::backend::{Connector, Prepared, Settings};
-    use crate::config::{Config, Password, Sources, SslMode, UpstreamAddress};
+    use crate::config::{Config, Password, PoolMode, Sources, SslMode, UpstreamAddress};
     use crate::io::{Socket, Stream};
     use crate::wire::TransactionStatus;
 
@@ -607,6 +608,23 @@ pub(crate) mod tests {
         use_one(&other);
 
         assert_eq!(pool.upstream.open(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_overload_lowers_the_limit_of_transactions_and_not_that_of_sessions() {
+        // It grows again as those end that were let in: in session mode that is when the application is restarted.
+        for (mode, expected) in [(PoolMode::Transaction, 14), (PoolMode::Session, 20)] {
+            let mut config = config();
+            config.pool.mode = mode;
+            let pool = pool_within(|limits| *limits = Limits::of(&config));
+            let _server = put(&pool, 1);
+            let mut lease =
+                pool.acquire_at_once(Lane::Read, &Ask::default(), clock::now(), ANYWHERE).unwrap();
+
+            lease.fared_badly(Instant::now());
+
+            assert_eq!(pool.state().lanes[Lane::Read.index()].limit, expected, "{mode:?}");
+        }
     }
 
     #[tokio::test]

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use tidegate_layers::breaker::BreakerConfig;
-use tidegate_layers::shed::CodelConfig;
+use tidegate_layers::shed::{CodelConfig, LimitConfig};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -84,6 +84,8 @@ pub struct Limits {
     pub write_share: f64,
     /// When waiting becomes overload.
     pub codel: CodelConfig,
+    /// How the lanes follow what the server has shown to bear.
+    pub limit: LimitConfig,
     /// How long what runs may take.
     pub timeouts: Timeouts,
     /// What becomes of a backend whose commit waits for a standby after its deadline.
@@ -108,6 +110,16 @@ fn codel(config: &Config) -> CodelConfig {
     }
 }
 
+/// Sessions that keep their backends are no measure of load, and a limit on them would grow again only as they end: what
+/// is lost in a second would keep newcomers out for hours.
+fn limit(config: &Config) -> LimitConfig {
+    let transactions = LimitConfig::default();
+    match config.pool.mode {
+        PoolMode::Transaction => transactions,
+        PoolMode::Session => LimitConfig { cut: 1.0, ..transactions },
+    }
+}
+
 impl Limits {
     /// From the configuration.
     pub fn of(config: &Config) -> Self {
@@ -123,6 +135,7 @@ impl Limits {
             prepared_statements: config.pool.prepared_statements,
             write_share: config.pool.write_share,
             codel: codel(config),
+            limit: limit(config),
             timeouts: config.timeouts,
             sync_wait: config.commit.sync_wait,
             resolve_within: config.commit.resolve.then_some(config.commit.resolve_within),

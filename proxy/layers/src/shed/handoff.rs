@@ -420,6 +420,13 @@ impl<T> Handoff<T> {
         drop(unused);
     }
 
+    /// A request was lost to overload; its permit is still in use.
+    pub(super) fn lost(&self, lane: Lane, at: Instant) {
+        if let Some(queue) = self.locked(Changed::Flight(lane)).lanes.get_mut(lane) {
+            queue.limit_mut().lost(at);
+        }
+    }
+
     /// Frees the permit of a lane, and puts its item back unless it is gone.
     pub(super) fn give_back(&self, lane: Lane, item: Option<T>, fared: Fared) {
         let mut state = self.lock();

@@ -41,13 +41,19 @@ impl<T> Lease<T> {
         self.charge.lane
     }
 
-    /// The request was served within its time. The last word before the drop counts.
+    /// The request was served within its time. Counts when the lease is dropped, unless something was lost to overload.
     pub const fn fared_well(&mut self) {
-        self.charge.fared = Fared::Well;
+        if matches!(self.charge.fared, Fared::Unknown) {
+            self.charge.fared = Fared::Well;
+        }
     }
 
-    /// The request was lost to overload.
-    pub const fn fared_badly(&mut self, at: Instant) {
+    /// The request was lost to overload: the limit of its lane shrinks at once. Whatever ends well afterwards, such as
+    /// what cleans up behind it, makes no success of the lease.
+    pub fn fared_badly(&mut self, at: Instant) {
+        if let Some(handoff) = &self.charge.handoff {
+            handoff.lost(self.charge.lane, at);
+        }
         self.charge.fared = Fared::Badly { at };
     }
 
@@ -164,7 +170,12 @@ pub struct Charge<T> {
 impl<T> Charge<T> {
     fn settle(&mut self, item: Option<T>) {
         if let Some(handoff) = self.handoff.take() {
-            handoff.give_back(self.lane, item, self.fared);
+            let fared = match self.fared {
+                // The limit has been told.
+                Fared::Badly { .. } => Fared::Unknown,
+                Fared::Well | Fared::Unknown => self.fared,
+            };
+            handoff.give_back(self.lane, item, fared);
         }
     }
 }

@@ -83,6 +83,11 @@ impl Limit {
         self.adapt(if unrestricted { highest } else { self.adaptive.clamp(self.floor(), highest) });
     }
 
+    /// Changes how the adaptive part moves from now on.
+    pub const fn set_config(&mut self, config: LimitConfig) {
+        self.config = config;
+    }
+
     /// Sets the bound of the ramp after an outage, or lifts it. Zero is a pause.
     pub const fn set_ramp(&mut self, ramp: Option<usize>) {
         self.ramp = ramp;

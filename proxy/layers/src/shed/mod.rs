@@ -6,7 +6,7 @@
 //! * **Acts** on arrival (no permit, no place in the queue, deadline too near, more important work waiting), on
 //!   hand-over (waited too long, or more in flight than [`Ask::ceiling`] of its own), and on each sweep.
 //! * **Limit:** as many requests are in flight as [`Limit`] allows: the least of a ceiling, a ramp after an outage,
-//!   and what the service has shown to bear (AIMD).
+//!   and what the service has shown to bear (AIMD). A loss counts at once, a success when its lease ends.
 //! * **Queue:** per [`Priority`], the most important first. Among equals first come, first served; once `CoDel`
 //!   sees a standing queue, last come, first served, and whoever has waited twice the target is refused:
 //!   what is served then is still wanted.

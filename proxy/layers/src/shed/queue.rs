@@ -49,6 +49,7 @@ impl<W> AdmitQueue<W> {
     /// Replaces the configuration; who waits already keeps the bound it joined with.
     pub const fn set_config(&mut self, config: QueueConfig) {
         self.config = config;
+        self.limit.set_config(config.limit);
     }
 
     /// Takes a permit if one is free for this request and nobody comes first.
