@@ -215,7 +215,7 @@ impl Routes {
         current.brief_guards();
         let gone =
             old.upstreams.iter().filter(|old| !current.upstreams.iter().any(|new| Arc::ptr_eq(old, new)));
-        self.lock_retired().extend(gone.inspect(|upstream| upstream.retire()).map(Arc::clone));
+        self.lock_retired().extend(gone.inspect(|upstream| upstream.keep_nothing_ready()).map(Arc::clone));
     }
 
     /// Puts a topology in force. All sessions follow it from their next checkout on, whoever waits at once.

@@ -315,7 +315,7 @@ impl Upstream {
     }
 
     /// It is configured no more: nothing is kept ready there.
-    pub(super) fn retire(&self) {
+    pub(super) fn keep_nothing_ready(&self) {
         let limits = Limits { min_idle: 0, ..Limits::clone(&self.limits()) };
         self.limits.store(Arc::new(limits));
     }
