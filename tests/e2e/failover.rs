@@ -450,7 +450,7 @@ async fn a_serializable_transaction_goes_to_the_primary_whoever_made_it_one() {
     let served_by_standby = async |app: &mut ScriptedApp| {
         let reply = app.query(IN_RECOVERY).await;
         assert_eq!(reply.error(), None);
-        reply.value().as_deref() == Some("on")
+        reply.value().as_deref() == Some("t")
     };
 
     for begin in [

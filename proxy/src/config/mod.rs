@@ -317,17 +317,22 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// Backends of one pool that the write lane may hold; at least one, else no write could ever run.
-    #[expect(
-        clippy::cast_precision_loss,
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "size is at most 262,143 and the share is in (0, 1]"
-    )]
+    /// Backends of one pool that the write lane may hold.
     pub fn write_slots(&self) -> usize {
-        // The addend undoes binary rounding: 0.29 × 100 is 28.999… in floating point.
-        ((self.size as f64 * self.write_share + 1e-9) as usize).max(1)
+        write_slots(self.size, self.write_share)
     }
+}
+
+/// Backends of a pool of this size that the write lane may hold; at least one, else no write could ever run.
+#[expect(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "size is at most 262,143 and the share is in (0, 1]"
+)]
+pub fn write_slots(size: usize, share: f64) -> usize {
+    // The addend undoes binary rounding: 0.29 × 100 is 28.999… in floating point.
+    ((size as f64 * share + 1e-9) as usize).max(1)
 }
 
 /// See [`Pool::mode`].

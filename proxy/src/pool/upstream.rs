@@ -19,7 +19,7 @@ use super::functions::FunctionsByDatabase;
 use super::opening::WritePace;
 use super::{Databases, Pool};
 use crate::backend::Connector;
-use crate::config::{Config, PoolMode, SyncWait, Timeouts};
+use crate::config::{Config, PoolMode, SyncWait, Timeouts, write_slots};
 use crate::discovery::Hints;
 use crate::guard::{self, Access, Guard, Logins, Watcher};
 use crate::probe::control::CONNECTIONS_MAX;
@@ -150,15 +150,9 @@ impl Limits {
 
     /// How many backends of a pool a lane may hold: writes their share, at least one, and reads all.
     pub fn ceiling(&self, lane: Lane) -> usize {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "a share of a pool size"
-        )]
         match lane {
             Lane::Read => self.size,
-            Lane::Write => ((self.size as f64 * self.write_share) as usize).max(1),
+            Lane::Write => write_slots(self.size, self.write_share),
         }
     }
 
