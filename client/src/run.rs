@@ -310,7 +310,7 @@ impl<'a> Run<'a> {
             match health {
                 Health::Ok => held.lease.fared_well(),
                 Health::Failed => held.lease.fared_badly(now),
-                Health::Slow | Health::Ignored => {}
+                Health::Slow | Health::Answered | Health::Ignored => {}
             }
         }
     }

@@ -348,6 +348,39 @@ async fn it_ramps_within_two_seconds_of_the_heal_and_closes_within_six() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn calls_that_answer_without_doing_what_hangs_are_no_progress_and_no_failures() {
+    // As progress they would hide for as long as they come that nothing else ends. Not counted at all, failures that lie hours
+    // apart would be in a row.
+    let bench = Bench::start(1);
+    let answer = || {
+        if let Some(ticket) = bench.begin(1) {
+            bench.end(1, ticket, Outcome::Answered);
+        }
+    };
+    for _ in 0..20 {
+        let ticket = bench.begin(0).unwrap();
+        bench.end(0, ticket, Outcome::Failed);
+        sleep(Duration::from_secs(11)).await;
+        answer();
+    }
+    assert!(bench.changes().is_empty(), "{:?}", bench.changes());
+    bench.service.hung.store(true, Ordering::Relaxed);
+    bench.begin(0);
+
+    let answers = async {
+        loop {
+            answer();
+            sleep(50 * MS).await;
+        }
+    };
+
+    tokio::select! {
+        _ = bench.until_open() => {}
+        () = answers => {}
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn zombies_of_the_outage_do_not_trip_it_again() {
     // Their slots are still busy when traffic returns: seen as stuck they would re-open the breaker for ever.
     let bench = Bench::start(1);

@@ -45,6 +45,8 @@ pub struct Conversation {
     pub(super) gate: Gate,
     /// Whether the server said that what the transaction wrote has changed anything.
     pub(super) has_changed: bool,
+    /// Whether a Flush is what was sent last: there will be answers without a Sync.
+    pub(super) is_flushed: bool,
     /// Bytes in front of what is sent next that were looked at when it was admitted.
     pub(super) looked_at: usize,
     /// Who answers the message at the front.
@@ -258,6 +260,7 @@ impl Conversation {
             between_exchanges: true,
             gate: Gate::Shut,
             has_changed: false,
+            is_flushed: false,
             looked_at: 0,
             begin: Vec::new(),
             transaction: TransactionLane::default(),
@@ -375,6 +378,7 @@ impl Conversation {
         self.between_exchanges = true;
         self.gate = Gate::Shut;
         self.has_changed = false;
+        self.is_flushed = false;
         self.looked_at = 0;
         self.transaction = TransactionLane::default();
         self.forget_ahead();

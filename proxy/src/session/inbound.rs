@@ -11,6 +11,7 @@ use super::terms::Fate as TransactionFate;
 use crate::backend::connection::UnnamedOwner;
 use crate::backend::prepared::schema_changed;
 use crate::backend::{Backend, StatementId};
+use crate::exchange::facts::Need;
 use crate::exchange::ledger::Parsed;
 use crate::exchange::refusal::Outcome;
 use crate::exchange::{Owed, Refusal};
@@ -400,7 +401,8 @@ impl Conversation {
     /// A statement of the application ended with this command tag.
     #[inline]
     fn note_tag(&mut self, command_tag: &[u8]) {
-        if self.transaction.lane() != Some(Lane::Write) {
+        // The lane is that of what was sent last.
+        if self.transaction.lane() != Some(Lane::Write) && self.notes.sent != Need::Write {
             return;
         }
         match command_tag {

@@ -275,8 +275,8 @@ impl Conversation {
         }
     }
 
-    /// Sends something that fails in the place of a message, and notes what the application is told instead.
-    pub(super) fn doom(&mut self, header: Header, error: Box<[u8]>, flow: &mut Flow) -> Step {
+    /// Sends something that fails, and notes what the application is told instead.
+    pub(super) fn put_failing(&mut self, error: Box<[u8]>, flow: &mut Flow) {
         flow.insert(|out| {
             put_frame(out, tag::EXECUTE, |out| {
                 put_cstr(out, NO_PORTAL);
@@ -285,6 +285,11 @@ impl Conversation {
         });
         self.ledger.owe(Owed::Refused(error));
         self.unsynced = true;
+    }
+
+    /// As [`Conversation::put_failing`], in the place of a message.
+    pub(super) fn doom(&mut self, header: Header, error: Box<[u8]>, flow: &mut Flow) -> Step {
+        self.put_failing(error, flow);
         // These have no Sync of the application's behind them.
         if matches!(header.tag, tag::QUERY | tag::FUNCTION_CALL) {
             flow.insert(|out| put_frame(out, tag::SYNC, |_| {}));

@@ -81,14 +81,15 @@ impl Conversation {
                 }
             }
             if self.is_to_be_admitted(header) {
+                if header.tag == tag::TERMINATE {
+                    return Ok(Outbound::Terminate);
+                }
                 if self.gate == Gate::Shut {
                     // Half an exchange must not keep the backend that the one before needed, and cannot be judged.
                     if assemble(flow)? == Assembled::Partial {
                         return Ok(Outbound::More);
                     }
-                    if header.tag != tag::TERMINATE {
-                        return Ok(Outbound::Exchange);
-                    }
+                    return Ok(Outbound::Exchange);
                 }
                 self.gate = Gate::Shut;
                 self.between_exchanges = false;
@@ -101,6 +102,7 @@ impl Conversation {
                     continue;
                 }
             }
+            self.is_flushed = header.tag == tag::FLUSH;
             let there = flow.unseen().len();
             let step = self.outbound_frame(header, flow, backend)?;
             let moved = there - flow.unseen().len() + self.outbound.left;

@@ -20,8 +20,7 @@ use super::watch::{Aftermath, Verdict};
 use crate::clock;
 use crate::exchange::{Refusal, refusal};
 use crate::pool::Lease;
-use crate::sql::Lane;
-use crate::wire::{Header, TransactionStatus, WireError};
+use crate::wire::{Header, TransactionStatus, WireError, frontend};
 
 /// Rounds of one poll before other sessions of the worker get their turn.
 const ROUNDS: usize = 32;
@@ -382,18 +381,21 @@ impl Session {
     #[cold]
     fn admit_rest(&mut self, cx: &mut Context<'_>, lease: &mut Lease) -> Admitted {
         let now = clock::now();
-        let are_answers_coming = self.talk.last_sent.flushed && !self.talk.ledger.is_empty();
+        let are_answers_coming = self.talk.is_flushed && !self.talk.ledger.is_empty();
         let sorted = self.look_at_next();
         // What runs is more than this.
         self.talk.last_sent.flushed = true;
-        let admitted = match self.enter_lane_at_once(cx, lease, sorted.lane, now) {
+        let admitted = match self.enter_lane_at_once(cx, lease, sorted, now) {
             Poll::Pending if are_answers_coming => return Admitted::NotYet,
             Poll::Pending => Err(self.no_room(sorted.lane, Reason::Limit)),
             Poll::Ready(Err(refusal)) => Err(refusal),
+            // What ends it, and no more: that runs already.
+            Poll::Ready(Ok(())) if sorted.is_empty() && self.watch.is_running() => Ok(()),
             Poll::Ready(Ok(())) => self.begin_exchange(lease, sorted, now, now),
         };
         match admitted {
-            Ok(()) => self.talk.admitted(sorted.looked_at),
+            // The gate stays shut: it is for the next exchange.
+            Ok(()) => self.talk.looked_at = sorted.looked_at,
             Err(refusal) => self.fail_rest(sorted, &refusal),
         }
         Admitted::Yes
@@ -404,13 +406,14 @@ impl Session {
         &self,
         cx: &mut Context<'_>,
         lease: &mut Lease,
-        lane: Lane,
+        sorted: Sorted,
         now: Instant,
     ) -> Poll<Result<(), Refusal>> {
+        let lane = sorted.lane;
         if let Some(refusal) = self.forbids(lane) {
             return Poll::Ready(Err(refusal));
         }
-        if lane <= lease.lane() {
+        if sorted.is_empty() || lane <= lease.lane() {
             return Poll::Ready(Ok(()));
         }
         if let Err(open) = self.pool.upstream.guard.admit(lane, now) {
@@ -429,6 +432,12 @@ impl Session {
         self.count(refusal);
         let mut error = Vec::new();
         refusal.put(&self.pool.upstream.name, &mut error);
+        if header.tag == frontend::SYNC {
+            // It is what the server waits for then.
+            self.talk.looked_at = sorted.looked_at;
+            self.talk.put_failing(error.into(), &mut self.to_db);
+            return;
+        }
         self.talk.looked_at = sorted.looked_at.saturating_sub(header.frame_len);
         self.talk.doom(header, error.into(), &mut self.to_db);
     }

@@ -125,6 +125,11 @@ impl Sorted {
         }
     }
 
+    /// Whether it has no statement.
+    pub(super) fn is_empty(self) -> bool {
+        self.statements == Statements::None
+    }
+
     /// Which servers may run it, and what its transaction did before.
     pub(super) fn reach(self) -> Reach {
         if self.lane == Lane::Write { Reach::Primary } else { self.transaction.reach() }

@@ -446,7 +446,11 @@ impl Session {
         if run.running.lane == Lane::Write && health == Health::Ok {
             proves &= self.note_commit(run.kind, now);
         }
-        let told = if health == Health::Ok && !proves { Health::Ignored } else { health };
+        let told = match health {
+            Health::Ok if !was_served => Health::Ignored,
+            Health::Ok if !proves => Health::Answered,
+            health => health,
+        };
         let took = self.pool.upstream.guard.end(lease.slot.as_ref(), run.running, told, now);
         if was_served && self.watch.overdue != Overdue::Cancelling {
             lanes::served(run.running.lane, took);
@@ -553,8 +557,9 @@ impl Session {
 
     /// What was sent may be more than what was there when it was admitted, or do more than its text says.
     fn kind_overdue(&self, run: Run, look: Option<&Look>) -> Kind {
+        let writes = run.running.lane == Lane::Write;
         let commits = || {
-            self.talk.outcome() == refusal::Outcome::Unknown
+            writes && self.talk.outcome() == refusal::Outcome::Unknown
                 || self.talk.is_outside() && look.is_some_and(Look::waits_as_a_write)
         };
         match run.kind {

@@ -166,6 +166,19 @@ async fn a_write_that_comes_late_in_its_exchange_is_refused_by_an_open_breaker()
     run(&mut idle, "DEALLOCATE old").await;
     run(&mut idle, "BEGIN").await;
     run(&mut idle, "SELECT 1").await;
+    // Behind an exchange that came in parts, in a transaction.
+    let mut parts = session(&proxy).await;
+    run(&mut parts, "BEGIN").await;
+    parts.send(unnamed("SELECT 7").flush()).await;
+    for tag in *b"12TDC" {
+        parts.expect(tag).await;
+    }
+    assert_eq!(parts.exchange(Frames::new().sync()).await.status(), Some('T'));
+    // A session that keeps its backend, whose refused exchange ends by itself.
+    let mut pinned = session(&proxy).await;
+    run(&mut pinned, "LISTEN news").await;
+    run(&mut pinned, "BEGIN").await;
+    run(&mut pinned, "SELECT 1").await;
     block_in_place(|| cluster.standbys()[0].freeze()).unwrap();
     let mut stuck = Vec::new();
     for _ in 0..3 {
@@ -182,10 +195,16 @@ async fn a_write_that_comes_late_in_its_exchange_is_refused_by_an_open_breaker()
     assert_eq!(value(&mut writer, "SELECT 1").await, "1", "the session goes on");
     let reply = reader.exchange(unnamed("SELECT 9").sync()).await;
     assert_eq!((reply.error(), reply.value().as_deref()), (None, Some("9")), "reads go on");
-    for app in [&mut deallocating, &mut idle] {
+    for app in [&mut deallocating, &mut idle, &mut parts] {
         refused(&app.query(INSERT).await, "53000", &breaker_open);
         run(app, "ROLLBACK").await;
     }
+    let begin = Instant::now();
+    let reply = pinned.exchange(unnamed(INSERT).flush().sync()).await;
+    refused(&reply, "53000", &breaker_open);
+    assert_eq!(reply.status(), Some('E'));
+    assert!(begin.elapsed() < Duration::from_secs(1), "took {:?}", begin.elapsed());
+    run(&mut pinned, "ROLLBACK").await;
     drop(stuck);
     block_in_place(|| cluster.standbys()[0].thaw()).unwrap();
     wait_for(SOON, "writes work again", async || {

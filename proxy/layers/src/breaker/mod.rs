@@ -25,7 +25,7 @@
 //! **Epochs.** Every admission carries the epoch it belongs to. A completion or a stuck call of an older
 //! epoch changes nothing, so stragglers of an outage can neither re-open nor close what came after it.
 //!
-//! * **Promises:** if nothing finishes (calls that do not need what the others wait for are [`Outcome::Ignored`]), it is open at most 1.5 s after the first stuck call *began*, however many
+//! * **Promises:** if nothing finishes (calls that do not need what the others wait for are [`Outcome::Answered`]), it is open at most 1.5 s after the first stuck call *began*, however many
 //!   successes came before and however few calls there are, if its task gets to run and a probe can be made. A
 //!   storm of calls that wait for each other never opens it while probes are good. A refusal is a load, a
 //!   short read lock and a clone of the cause.

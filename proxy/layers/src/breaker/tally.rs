@@ -18,7 +18,9 @@ pub enum Outcome {
     Slow,
     /// The service failed, or did not answer in time.
     Failed,
-    /// Says nothing about the service: the caller went away, or the call did not need what others may wait for.
+    /// The service answered, but did not do what others may wait for: it has not failed, and they may be stuck all the same.
+    Answered,
+    /// Says nothing about the service: the caller went away.
     Ignored,
 }
 
@@ -57,6 +59,10 @@ impl Tally {
             Outcome::Failed => {
                 self.failed.fetch_add(1, Ordering::Relaxed);
                 self.failures_in_a_row.fetch_add(1, Ordering::Relaxed);
+            }
+            Outcome::Answered => {
+                self.ok.fetch_add(1, Ordering::Relaxed);
+                self.has_not_failed();
             }
             Outcome::Ignored => {}
         }
@@ -102,6 +108,10 @@ impl Tally {
         self.latencies[bucket_of(elapsed)].fetch_add(1, Ordering::Relaxed);
         let micros = micros_of(now.saturating_duration_since(self.base));
         self.last_ok.store(micros.saturating_add(1), Ordering::Relaxed);
+        self.has_not_failed();
+    }
+
+    fn has_not_failed(&self) {
         // Read first: in the steady state the line stays shared between cores.
         if self.failures_in_a_row.load(Ordering::Relaxed) != 0 {
             self.failures_in_a_row.store(0, Ordering::Relaxed);
