@@ -102,6 +102,15 @@ async fn a_server_that_was_read_only_for_a_while_leaves_no_session_read_only() {
     .await;
 }
 
+/// Ends the backend that runs this statement, of which the application hears.
+async fn lose_backend(rig: &Rig, app: &mut ScriptedApp, running: &str) {
+    rig.wait_running(running).await;
+    let end =
+        format!("SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = '{running}'");
+    block_in_place(|| rig.sql(&end));
+    assert!(app.reply().await.error().is_some());
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_setting_that_was_answered_outlives_a_backend_that_is_lost_under_what_came_with_it() {
     // The application has it in writing that it works for this tenant, and would go on in the tables of another.
@@ -110,15 +119,9 @@ async fn a_setting_that_was_answered_outlives_a_backend_that_is_lost_under_what_
     let asleep = "SELECT pg_sleep(65)";
     app.send(Frames::new().query("SET search_path = tenant").query(asleep)).await;
     assert_eq!(app.reply().await.commands(), ["SET"]);
-    rig.wait_running(asleep).await;
 
-    block_in_place(|| {
-        rig.sql(&format!(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = '{asleep}'"
-        ))
-    });
+    lose_backend(&rig, &mut app, asleep).await;
 
-    assert!(app.reply().await.error().is_some());
     assert_eq!(run(&mut app, "SHOW search_path").await.value().unwrap(), "tenant");
 }
 
@@ -133,14 +136,8 @@ async fn a_setting_of_a_pipelined_transaction_outlives_a_backend_that_is_lost_be
     for _ in 0..3 {
         assert_eq!(app.reply().await.error(), None);
     }
-    rig.wait_running(asleep).await;
 
-    block_in_place(|| {
-        rig.sql(&format!(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE query = '{asleep}'"
-        ))
-    });
+    lose_backend(&rig, &mut app, asleep).await;
 
-    assert!(app.reply().await.error().is_some());
     assert_eq!(run(&mut app, "SHOW search_path").await.value().unwrap(), "tenant");
 }

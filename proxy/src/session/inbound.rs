@@ -5,7 +5,9 @@
 use std::hint::cold_path;
 use std::sync::Arc;
 
-use super::conversation::{Ailment, Barrier, Check, Conversation, CopyIn, Fate, Frame, Replicated, Skipping};
+use super::conversation::{
+    Ailment, Barrier, Check, Conversation, CopyIn, Fate, Frame, Replicated, Skipping, TimingOut,
+};
 use super::relay::{Hold, Told};
 use super::terms::Fate as TransactionFate;
 use crate::backend::connection::UnnamedOwner;
@@ -504,25 +506,8 @@ impl Conversation {
         let cancelled = fields.code == b"57014";
         let failure = self.take_failure(&fields);
         self.failed(backend, &fields);
-        if cancelled
-            && self.notes.commits_midway
-            && let Some(why) = self.timing_out.take()
-        {
-            // It ends with this error; what it has committed before stays.
-            let (cause, outcome) = (why.timed_out.cause, Outcome::Unknown);
-            let refusal = Refusal::CommitUnresolved { cause, outcome, known: None };
-            let upstream = Arc::clone(&self.upstream);
-            flow.replace(header.frame_len, |out, _| refusal.put(&upstream, out));
-            lanes::told(why.timed_out.lane, &refusal);
-            return Step::Next;
-        }
         if cancelled && let Some(why) = self.timing_out.take() {
-            flow.replace(header.frame_len, |out, frame| {
-                let body = frame.get(HEADER_LEN..).unwrap_or_default();
-                let (message, hint) = (why.timed_out.message(), why.timed_out.hint());
-                error_fields::put_with_words(out, body, &format!("tidegate: {message}"), &why.detail, hint);
-            });
-            lanes::told(why.timed_out.lane, &Refusal::TimedOut(why.timed_out));
+            self.say_timed_out(*why, header, flow);
             return Step::Next;
         }
         if let Some(error) = refused.or(failure) {
@@ -535,6 +520,25 @@ impl Conversation {
             error_fields::put_with_name(out, body, &name);
         });
         Step::Next
+    }
+
+    /// The error at the front is the answer to our cancel. What it ended may have committed before: that stays.
+    fn say_timed_out(&self, why: TimingOut, header: Header, flow: &mut Flow) {
+        let TimingOut { detail, timed_out } = why;
+        let lane = timed_out.lane;
+        if self.notes.commits_midway {
+            let (cause, outcome) = (timed_out.cause, Outcome::Unknown);
+            let refusal = Refusal::CommitUnresolved { cause, outcome, known: None };
+            flow.replace(header.frame_len, |out, _| refusal.put(&self.upstream, out));
+            lanes::told(lane, &refusal);
+        } else {
+            flow.replace(header.frame_len, |out, frame| {
+                let body = frame.get(HEADER_LEN..).unwrap_or_default();
+                let (message, hint) = (timed_out.message(), timed_out.hint());
+                error_fields::put_with_words(out, body, &format!("tidegate: {message}"), &detail, hint);
+            });
+            lanes::told(lane, &Refusal::TimedOut(timed_out));
+        }
     }
 
     /// A statement failed: in a pipeline the server ignores everything up to the next Sync.

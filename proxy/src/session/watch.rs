@@ -439,13 +439,13 @@ impl Session {
             Overdue::No => self.health(),
             Overdue::Looking | Overdue::Cancelling => Health::Failed,
         };
-        let mut proves = was_served && health == Health::Ok;
-        if proves {
+        if health == Health::Ok && was_served {
             lease.fared_well();
         }
-        if run.running.lane == Lane::Write && health == Health::Ok {
-            proves &= self.note_commit(run.kind, now);
-        }
+        let proves = match run.running.lane {
+            Lane::Read => true,
+            Lane::Write => health == Health::Ok && self.note_commit(run.kind, now),
+        };
         let told = match health {
             Health::Ok if !was_served => Health::Ignored,
             Health::Ok if !proves => Health::Answered,
@@ -689,7 +689,7 @@ impl Session {
             // A cancel does not end the write, but the wait for a standby that may follow.
             (Some(Wait::Storage), _) => Verdict::Leave(self.unresolved(Cause::Storage)),
             (Some(Wait::Hidden) | None, Kind::Commit) => Verdict::GiveUp(self.unresolved(Cause::Unknown)),
-            // The others do not commit yet: what is cancelled now is rolled back.
+            // A data file is waited for before the commit: what is cancelled then is rolled back.
             (
                 Some(Wait::SyncRep | Wait::DataFile | Wait::Lock | Wait::Other | Wait::Idle | Wait::Hidden)
                 | None,

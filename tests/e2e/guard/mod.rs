@@ -33,7 +33,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use tidegate_chaos::cluster::{Cluster, ClusterOptions, Node, NodeOptions, Programs, Replication};
-use tidegate_tests::{Frames, Problem, Proxy, Reply, ScriptedApp, wait_for};
+use tidegate_tests::{
+    BackendKey, Frames, Incoming, Message, Problem, Proxy, Replies, Reply, ScriptedApp, ScriptedBackend,
+    ScriptedServer, wait_for,
+};
 use tokio::task::JoinHandle;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -79,6 +82,56 @@ const LEDGER: &str = "CREATE TABLE ledger (id bigint NOT NULL)";
 /// A sidecar with these sections before a server.
 async fn guarded(node: &Node, sections: &str) -> Proxy {
     sidecar(sections).upstream(&node.url()).start().await
+}
+
+/// A sidecar with these sections before a server that answers everything, until a message `strikes` in the status of its
+/// transaction; from then on it does as `then` says.
+async fn scripted<F>(
+    sections: &str,
+    strikes: fn(&Message, char) -> bool,
+    then: fn(ScriptedBackend) -> F,
+) -> (ScriptedServer, Proxy)
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let mut server = ScriptedServer::start().await;
+    server.serve(move |incoming| async move {
+        let mut backend = match incoming {
+            Incoming::Session(backend) => backend,
+            Incoming::Cancel { connection, .. } => return connection.go_silent().await,
+        };
+        backend.welcome(&BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }).await;
+        let mut status = 'I';
+        while let Some(message) = backend.next().await {
+            if strikes(&message, status) {
+                return then(backend).await;
+            }
+            backend.send(scripted_answer(&message, &mut status)).await;
+        }
+    });
+    let proxy = sidecar(sections).upstream(&server.url()).start().await;
+    (server, proxy)
+}
+
+fn scripted_answer(message: &Message, status: &mut char) -> Replies {
+    let replies = Replies::new();
+    match message.tag {
+        b'Q' if message.body.starts_with(b"BEGIN") => {
+            *status = 'T';
+            replies.complete("BEGIN").ready(*status)
+        }
+        b'Q' if message.body.starts_with(b"ROLLBACK") => {
+            *status = 'I';
+            replies.complete("ROLLBACK").ready(*status)
+        }
+        b'Q' if message.body.starts_with(b"INSERT") => replies.complete("INSERT 0 1").ready(*status),
+        b'Q' => replies.one_value("1"),
+        b'P' => replies.message(b'1', &[]),
+        b'B' => replies.message(b'2', &[]),
+        b'E' => replies.complete("SELECT 1"),
+        b'S' => replies.ready(*status),
+        _ => replies,
+    }
 }
 
 /// A raw session through the sidecar.

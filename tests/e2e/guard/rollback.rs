@@ -5,16 +5,15 @@ use std::time::{Duration, Instant};
 
 use tidegate_chaos::cluster::Cluster;
 use tidegate_tests::{
-    BackendKey, Frames, Incoming, Message, Proxy, Replies, Reply, ScriptedApp, ScriptedBackend,
-    ScriptedServer, wait_for,
+    Frames, Message, Proxy, Replies, Reply, ScriptedApp, ScriptedBackend, ScriptedServer, wait_for,
 };
 use tokio::task::block_in_place;
 
 use super::{
-    ANSWER_SLACK, NOISE, Watch, at_deadline, at_most, guarded, refused, session, synchronous_cluster, timed,
-    timed_frames,
+    ANSWER_SLACK, NOISE, Watch, at_deadline, at_most, guarded, refused, scripted, session,
+    synchronous_cluster, timed, timed_frames,
 };
-use crate::rig::{SOON, backend_pid, run, sidecar, value};
+use crate::rig::{SOON, backend_pid, run, value};
 
 /// Whatever takes that long was no answer of a server that can answer.
 const SECTIONS: &str = "[pool]\nsize = 20\n[timeouts]\nread = \"10s\"\nwrite = \"10s\"\ncommit = \"10s\"\n[commit]\nresolve_within = \"1s\"\n";
@@ -370,46 +369,15 @@ async fn a_rollback_before_a_frozen_primary_is_one_all_the_same() {
     stage.end(&[1, 2, 3]).await;
 }
 
-/// A server that does as `misbehave` says when a transaction with an INSERT is to be rolled back.
+/// A server that does as `misbehave` says when a transaction is to be rolled back.
 async fn before<F>(misbehave: fn(ScriptedBackend) -> F) -> (ScriptedServer, Proxy)
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut server = ScriptedServer::start().await;
-    server.serve(move |incoming| async move {
-        let mut backend = match incoming {
-            Incoming::Session(backend) => backend,
-            Incoming::Cancel { connection, .. } => return connection.go_silent().await,
-        };
-        backend.welcome(&BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }).await;
-        let (mut status, mut wrote) = ('I', false);
-        while let Some(message) = backend.next().await {
-            if wrote && message.body.starts_with(b"ROLLBACK") || message.body.starts_with(b"\0ROLLBACK") {
-                return misbehave(backend).await;
-            }
-            wrote |= message.body.starts_with(b"INSERT");
-            backend.send(answer(&message, &mut status)).await;
-        }
-    });
-    let proxy = sidecar(IMPATIENT).upstream(&server.url()).start().await;
-    (server, proxy)
-}
-
-fn answer(message: &Message, status: &mut char) -> Replies {
-    let replies = Replies::new();
-    match message.tag {
-        b'Q' if message.body.starts_with(b"BEGIN") => {
-            *status = 'T';
-            replies.complete("BEGIN").ready(*status)
-        }
-        b'Q' if message.body.starts_with(b"INSERT") => replies.complete("INSERT 0 1").ready(*status),
-        b'Q' => replies.one_value("1"),
-        b'P' => replies.message(b'1', &[]),
-        b'B' => replies.message(b'2', &[]),
-        b'E' => replies.complete("SELECT 1"),
-        b'S' => replies.ready(*status),
-        _ => replies,
-    }
+    let ends = |message: &Message, status| {
+        status == 'T' && message.body.starts_with(b"ROLLBACK") || message.body.starts_with(b"\0ROLLBACK")
+    };
+    scripted(IMPATIENT, ends, misbehave).await
 }
 
 const WRITE_TIMEOUT: Duration = Duration::from_millis(700);

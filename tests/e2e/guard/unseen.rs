@@ -3,15 +3,12 @@
 
 use std::time::{Duration, Instant};
 
-use tidegate_tests::{
-    BackendKey, Frames, Incoming, Message, Proxy, Replies, ScriptedApp, ScriptedBackend, ScriptedServer,
-    wait_for,
-};
+use tidegate_tests::{Frames, Message, Proxy, ScriptedApp, ScriptedBackend, ScriptedServer, wait_for};
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
-use super::{LEDGER, NOISE, Watch, guarded, refused, session, synchronous_cluster};
-use crate::rig::{SOON, own_postgres, run, sidecar, value};
+use super::{LEDGER, NOISE, Watch, guarded, refused, scripted, session, synchronous_cluster};
+use crate::rig::{SOON, own_postgres, run, value};
 
 const INSERT: &str = "INSERT INTO ledger VALUES (50)";
 
@@ -38,46 +35,10 @@ async fn server_until_last<F>(then: fn(ScriptedBackend) -> F) -> (ScriptedServer
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    let mut server = ScriptedServer::start().await;
-    server.serve(move |incoming| async move {
-        let mut backend = match incoming {
-            Incoming::Session(backend) => backend,
-            Incoming::Cancel { connection, .. } => return connection.go_silent().await,
-        };
-        backend.welcome(&BackendKey { pid: 7, secret: vec![1, 2, 3, 4] }).await;
-        let mut status = 'I';
-        while let Some(message) = backend.next().await {
-            if message.body.windows(4).any(|word| word == b"last") {
-                return then(backend).await;
-            }
-            backend.send(answer(&message, &mut status)).await;
-        }
-    });
     let sections = "[pool]\nsize = 3\nwrite_share = 1.0\n[commit]\nresolve = false\n[timeouts]\n\
                     read = \"700ms\"\nwrite = \"700ms\"\ncommit = \"700ms\"\nqueue = \"700ms\"\nconnect = \"700ms\"\n";
-    let proxy = sidecar(sections).upstream(&server.url()).start().await;
-    (server, proxy)
-}
-
-fn answer(message: &Message, status: &mut char) -> Replies {
-    let replies = Replies::new();
-    match message.tag {
-        b'Q' if message.body.starts_with(b"BEGIN") => {
-            *status = 'T';
-            replies.complete("BEGIN").ready(*status)
-        }
-        b'Q' if message.body.starts_with(b"ROLLBACK") => {
-            *status = 'I';
-            replies.complete("ROLLBACK").ready(*status)
-        }
-        b'Q' if message.body.starts_with(b"INSERT") => replies.complete("INSERT 0 1").ready(*status),
-        b'Q' => replies.one_value("1"),
-        b'P' => replies.message(b'1', &[]),
-        b'B' => replies.message(b'2', &[]),
-        b'E' => replies.complete("SELECT 1"),
-        b'S' => replies.ready(*status),
-        _ => replies,
-    }
+    let is_last = |message: &Message, _| message.body.windows(4).any(|word| word == b"last");
+    scripted(sections, is_last, then).await
 }
 
 /// What may have been committed by the time the server is silent, or gone.
