@@ -203,23 +203,16 @@ impl Facts {
         changes: Vec::new(),
     };
 
-    /// Analyses a text. Allocates only when the text changes session state, or calls unknown functions and was not
-    /// seen by this thread lately.
+    /// Analyses a text. Allocates only when the text changes session state, or when this thread has not seen its like
+    /// lately.
     pub fn of(text: &[u8]) -> Self {
         if is_plain_select(text) {
             return Self::PLAIN_SELECT;
         }
-        if let Some(facts) = super::remembered::facts(text) {
-            return facts;
-        }
-        let facts = Self::analysed(text);
-        if facts.callees.is_some() && facts.changes.is_empty() {
-            super::remembered::remember(text, &facts);
-        }
-        facts
+        super::remembered::facts(text, || Self::analysed(text))
     }
 
-    fn analysed(text: &[u8]) -> Self {
+    pub(super) fn analysed(text: &[u8]) -> Self {
         if let Some(commands) = sql::commands(text) {
             return Self::of_commands(commands);
         }

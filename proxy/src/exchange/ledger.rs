@@ -78,6 +78,8 @@ pub enum Owed {
 pub enum Parsed {
     /// The unnamed statement.
     Unnamed,
+    /// The same, when nothing else was owed: the server does not ignore it, and nothing is kept of the one before.
+    UnnamedAlone,
     /// A statement that stays under the application's own name, on a backend that is pinned for it.
     Untracked,
     /// A statement with a name, and what backends call it.
@@ -166,6 +168,12 @@ impl Ledger {
         self.owed.front()
     }
 
+    /// What the answer after `ahead` others is for.
+    #[inline]
+    pub fn get(&self, ahead: usize) -> Option<&Owed> {
+        self.owed.get(ahead)
+    }
+
     /// What was noted last.
     #[inline]
     pub fn back(&self) -> Option<&Owed> {
@@ -176,28 +184,31 @@ impl Ledger {
     #[inline]
     pub fn settle(&mut self) -> Option<Owed> {
         let owed = self.owed.pop_front()?;
-        if self.owed.is_empty() {
-            // Begins anew at the front: the same memory each time, not all of it in turns.
-            self.owed.clear();
-        }
+        self.begin_anew_if_empty();
         self.ours -= usize::from(owed.is_ours());
         Some(owed)
     }
 
-    /// The front answer was given, if it is this one.
+    /// At the front: the same memory each time, not all of it in turns.
     #[inline]
-    pub fn settle_if(&mut self, expected: impl FnOnce(&Owed) -> bool) -> bool {
-        let is_front = self.owed.front().is_some_and(expected);
-        if is_front {
-            self.settle();
+    fn begin_anew_if_empty(&mut self) {
+        if self.owed.is_empty() {
+            self.owed.clear();
         }
-        is_front
     }
 
-    /// As [`Ledger::settle_if`], for answers that settle nothing in the middle of a simple query.
+    /// The first `count` answers were given. None of them is ours.
     #[inline]
-    pub fn settles(&mut self, expected: impl FnOnce(&Owed) -> bool) -> bool {
-        matches!(self.owed.front(), Some(Owed::Query)) || self.settle_if(expected)
+    pub fn settle_first(&mut self, count: usize) {
+        debug_assert!(!self.owed.iter().take(count).any(Owed::is_ours), "ours is given in its turn");
+        if count > 1 && count == self.owed.len() {
+            self.owed.clear();
+            return;
+        }
+        for _ in 0..count {
+            self.owed.pop_front();
+        }
+        self.begin_anew_if_empty();
     }
 
     /// Whether there is anything for [`Ledger::settle_ours`], now or later.

@@ -99,51 +99,44 @@ impl Conversation {
         }
         let mut rest = flow.unseen();
         let there = rest.len();
+        let mut settled = 0;
         while let Ok(Some(header)) = Header::read_backend(rest)
             && let Some(next) = rest.get(header.frame_len..)
+            && let Some(owed) = self.ledger.get(settled)
         {
-            let passes = match header.tag {
-                tag::DATA_ROW => matches!(self.ledger.front(), Some(Owed::Query | Owed::Execute)),
-                tag::ROW_DESCRIPTION | tag::NO_DATA => {
-                    self.ledger.settles(|owed| matches!(owed, Owed::Describe(_) | Owed::DescribePortal))
+            match (header.tag, owed) {
+                (tag::DATA_ROW, Owed::Query | Owed::Execute)
+                | (tag::ROW_DESCRIPTION | tag::NO_DATA, Owed::Query) => {}
+                (tag::ROW_DESCRIPTION | tag::NO_DATA, Owed::Describe(_) | Owed::DescribePortal)
+                | (tag::PARSE_COMPLETE, Owed::Parse(Parsed::UnnamedAlone))
+                | (tag::BIND_COMPLETE, Owed::Bind(_)) => settled += 1,
+                (tag::PARSE_COMPLETE, Owed::Parse(Parsed::Unnamed)) => {
+                    self.names.unnamed_answered();
+                    settled += 1;
                 }
-                tag::PARSE_COMPLETE => {
-                    let settled = self.ledger.settle_if(|owed| matches!(owed, Owed::Parse(Parsed::Unnamed)));
-                    if settled {
-                        self.names.unnamed_answered();
-                    }
-                    settled
+                (tag::COMMAND_COMPLETE, Owed::Query | Owed::Execute) => {
+                    settled += usize::from(matches!(owed, Owed::Execute));
+                    self.note_tag(rest.get(HEADER_LEN..header.frame_len).unwrap_or_default());
+                    self.copy_in = CopyIn::No;
+                    self.tokens.completed();
                 }
-                tag::BIND_COMPLETE => self.ledger.settle_if(|owed| matches!(owed, Owed::Bind(_))),
-                tag::COMMAND_COMPLETE => self.ledger.settles(|owed| matches!(owed, Owed::Execute)),
-                tag::READY_FOR_QUERY => self.is_ready(rest, backend),
-                _ => false,
-            };
-            if !passes {
-                break;
-            }
-            if header.tag == tag::COMMAND_COMPLETE {
-                self.note_tag(rest.get(HEADER_LEN..header.frame_len).unwrap_or_default());
-                self.copy_in = CopyIn::No;
-                self.tokens.completed();
+                (tag::READY_FOR_QUERY, Owed::Query | Owed::FunctionCall | Owed::Sync)
+                    if self.replication == Replicated::AsConfigured =>
+                {
+                    let status = rest.get(HEADER_LEN).and_then(|&byte| TransactionStatus::from_byte(byte));
+                    let Some(status) = status else { break };
+                    self.ledger.settle_first(settled + 1);
+                    settled = 0;
+                    self.answers += 1;
+                    self.becomes(status, backend);
+                }
+                _ => break,
             }
             rest = next;
         }
+        self.ledger.settle_first(settled);
         let passed = there - rest.len();
         flow.pass(passed);
-    }
-
-    /// Whether the server is ready after an exchange of the application about which nothing is to be said.
-    #[inline]
-    fn is_ready(&mut self, frame: &[u8], backend: &mut Backend) -> bool {
-        let status = frame.get(HEADER_LEN).and_then(|&byte| TransactionStatus::from_byte(byte));
-        let is_ordinary = self.replication == Replicated::AsConfigured
-            && matches!(self.ledger.front(), Some(Owed::Query | Owed::FunctionCall | Owed::Sync));
-        let Some(status) = status.filter(|_| is_ordinary) else { return false };
-        self.ledger.settle();
-        self.answers += 1;
-        self.becomes(status, backend);
-        true
     }
 
     /// Gives the answers at the front of the ledger that are ours to give.
@@ -227,7 +220,7 @@ impl Conversation {
                     self.names.unnamed_answered();
                     Ok(Step::Pass)
                 }
-                Some(Owed::Parse(Parsed::Untracked)) => Ok(Step::Pass),
+                Some(Owed::Parse(Parsed::UnnamedAlone | Parsed::Untracked)) => Ok(Step::Pass),
                 Some(Owed::InjectedParse(_)) => Ok(Step::Skip),
                 _ => Err(WireError::UnexpectedTag(header.tag)),
             },
@@ -565,7 +558,8 @@ impl Conversation {
             let is_ours = matches!(ignored.as_slice(), [.., Owed::TokenFirst, Owed::Query]);
             self.skipping = if is_ours { Skipping::UntilOurSync } else { Skipping::UntilSync };
         }
-        let unnamed_failed = matches!(ignored.first(), Some(Owed::Parse(Parsed::Unnamed)));
+        let unnamed_failed =
+            matches!(ignored.first(), Some(Owed::Parse(Parsed::Unnamed | Parsed::UnnamedAlone)));
         // Backwards, as every undoing.
         for owed in ignored.iter().rev() {
             self.ignored(owed, backend);
@@ -587,6 +581,7 @@ impl Conversation {
                 self.names.unnamed_ignored();
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
             }
+            Owed::Parse(Parsed::UnnamedAlone) => backend.unnamed = Some(UnnamedOwner::NOBODY),
             Owed::Token | Owed::TokenFirst | Owed::TokenApart => self.token_ignored(),
             Owed::InjectedClose(Some(id)) => drop(backend.prepared.insert(id, usize::MAX)),
             Owed::InjectedParse(None) | Owed::InjectedClose(None) => {

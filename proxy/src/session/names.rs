@@ -28,7 +28,7 @@ pub struct Names {
     serials: u64,
     unnamed: Unnamed,
     /// An allocation to use again.
-    spare: Option<Box<Definition>>,
+    spare: Vec<u8>,
     /// Who runs it.
     pub unnamed_kind: UnnamedKind,
     unnamed_age: Age,
@@ -69,7 +69,7 @@ enum Age {
 #[derive(Debug, Default)]
 struct Unnamed {
     /// `None`: there is none, or it is too long to keep.
-    definition: Option<Box<Definition>>,
+    definition: Option<Definition>,
     serial: u64,
 }
 
@@ -78,13 +78,24 @@ struct Unnamed {
 struct Definition {
     /// Its Parse as a whole frame: it is prepared anew when another backend has to bind it.
     frame: Vec<u8>,
-    /// What it does.
-    facts: Facts,
+    does: Does,
 }
 
-impl Default for Definition {
-    fn default() -> Self {
-        Self { frame: Vec::new(), facts: Facts::PLAIN_SELECT }
+/// What an unnamed statement does.
+#[derive(Debug)]
+enum Does {
+    /// Next to nothing: see [`Facts::PLAIN_SELECT`].
+    PlainSelect,
+    Other(Box<Facts>),
+}
+
+impl Does {
+    fn facts(&self) -> &Facts {
+        static PLAIN: Facts = Facts::PLAIN_SELECT;
+        match self {
+            Self::PlainSelect => &PLAIN,
+            Self::Other(facts) => facts,
+        }
     }
 }
 
@@ -112,7 +123,7 @@ impl Names {
 
     /// What the unnamed statement does.
     pub fn unnamed_facts(&self) -> Option<&Facts> {
-        self.unnamed.definition.as_ref().map(|definition| &definition.facts)
+        self.unnamed.definition.as_ref().map(|definition| definition.does.facts())
     }
 
     /// The statement of a name.
@@ -203,11 +214,26 @@ impl Names {
 
     /// Notes a new unnamed statement, given as a whole Parse frame.
     pub fn set_unnamed(&mut self, frame: &[u8], facts: Facts) {
-        let mut definition = self.spare.take().unwrap_or_default();
+        let mut kept = std::mem::take(&mut self.spare);
+        kept.clear();
+        kept.extend_from_slice(frame);
+        self.replace_unnamed(Some(Definition { frame: kept, does: Does::Other(Box::new(facts)) }));
+    }
+
+    /// As [`Names::set_unnamed`], for a plain SELECT while nothing is owed: the server cannot ignore its Parse, so nobody
+    /// asks again for what was before.
+    #[inline]
+    pub fn set_unnamed_plain(&mut self, frame: &[u8]) {
+        self.serials += 1;
+        self.unnamed.serial = self.serials;
+        let spare = &mut self.spare;
+        let definition = self
+            .unnamed
+            .definition
+            .get_or_insert_with(|| Definition { frame: std::mem::take(spare), does: Does::PlainSelect });
         definition.frame.clear();
         definition.frame.extend_from_slice(frame);
-        definition.facts = facts;
-        self.replace_unnamed(Some(definition));
+        definition.does = Does::PlainSelect;
     }
 
     /// Notes a new unnamed statement that is too long to keep: only the backend that has it can bind it.
@@ -215,7 +241,7 @@ impl Names {
         self.replace_unnamed(None);
     }
 
-    fn replace_unnamed(&mut self, definition: Option<Box<Definition>>) {
+    fn replace_unnamed(&mut self, definition: Option<Definition>) {
         self.serials += 1;
         self.forget_local_unnamed();
         self.unnamed_kind = UnnamedKind::Forwarded;
@@ -289,9 +315,8 @@ impl Names {
     /// Keeps the allocation of an unnamed statement that is over, and nothing that it was.
     #[inline]
     fn keep(&mut self, over: Unnamed) {
-        if let Some(mut definition) = over.definition {
-            definition.facts = Facts::PLAIN_SELECT;
-            self.spare = Some(definition);
+        if let Some(definition) = over.definition {
+            self.spare = definition.frame;
         }
     }
 
@@ -309,9 +334,10 @@ impl Names {
     /// Gives memory back that a quiet session does not need.
     #[inline]
     pub fn shrink(&mut self) {
-        for definition in [&mut self.unnamed.definition, &mut self.spare].into_iter().flatten() {
-            if definition.frame.capacity() > KEPT_UNNAMED {
-                definition.frame.shrink_to(KEPT_UNNAMED);
+        let kept = self.unnamed.definition.as_mut().map(|definition| &mut definition.frame);
+        for frame in kept.into_iter().chain([&mut self.spare]) {
+            if frame.capacity() > KEPT_UNNAMED {
+                frame.shrink_to(KEPT_UNNAMED);
             }
         }
     }

@@ -139,9 +139,15 @@ impl Conversation {
             }
             Plain::Parsed { parse_len, describes, len } => {
                 let parse = flow.unseen().get(..parse_len).unwrap_or_default();
-                self.names.set_unnamed(parse, Facts::PLAIN_SELECT);
+                let parsed = if self.ledger.is_empty() {
+                    self.names.set_unnamed_plain(parse);
+                    Parsed::UnnamedAlone
+                } else {
+                    self.names.set_unnamed(parse, Facts::PLAIN_SELECT);
+                    Parsed::Unnamed
+                };
                 backend.unnamed = Some(self.names.owner());
-                self.ledger.owe(Owed::Parse(Parsed::Unnamed));
+                self.ledger.owe(Owed::Parse(parsed));
                 self.ledger.owe(Owed::Bind(None));
                 self.owe_rows(describes);
                 flow.pass(len);

@@ -80,6 +80,12 @@ impl Conversation {
         Ok(self.move_on(header, flow, Fate::Skip))
     }
 
+    /// Whether an exchange before this one changes the unnamed statement, unless that fails.
+    fn is_unnamed_in_doubt(&self) -> bool {
+        self.names.is_unnamed_in_doubt()
+            || self.ledger.iter().any(|owed| matches!(owed, Owed::Parse(Parsed::UnnamedAlone)))
+    }
+
     /// Whether an exchange before this one gives the name, unless that fails.
     fn is_in_doubt(&self, name: &[u8]) -> bool {
         let mut earlier = self.ledger.backwards().skip_while(|owed| !owed.ends_with_ready());
@@ -197,7 +203,7 @@ impl Conversation {
                 self.ledger.owe(Owed::Local(reply::BIND_COMPLETE_FRAME.into()));
                 return Ok(self.move_on(header, flow, Fate::Skip));
             }
-            if self.names.is_unnamed_in_doubt() {
+            if self.is_unnamed_in_doubt() {
                 return Ok(Step::Stop(Outbound::Blocked));
             }
             self.use_unnamed(flow, backend);
@@ -300,7 +306,7 @@ impl Conversation {
         let owed = |id| if header.tag == tag::DESCRIBE { Owed::Describe(id) } else { Owed::Close };
         match target {
             Target::Statement(b"") if header.tag == tag::DESCRIBE => {
-                if self.names.is_unnamed_in_doubt() {
+                if self.is_unnamed_in_doubt() {
                     return Ok(Step::Stop(Outbound::Blocked));
                 }
                 self.use_unnamed(flow, backend);
