@@ -422,6 +422,11 @@ fn random_exchange(order: &mut Order) -> Frames {
         "SELEC",
         "",
     ];
+    // What most drivers send, right or wrong.
+    const WHOLE: [&str; 4] = ["SELECT 1", "SELECT 'whole'", "SELECT none", "SELECT 1/0"];
+    if order.below(4) == 0 {
+        return Frames::new().unnamed(WHOLE[order.below(4) as usize], &[]).sync();
+    }
     let mut frames = Frames::new();
     for _ in 0..=order.below(7) {
         let name = ["", "a", "b"][order.below(3) as usize];
@@ -545,13 +550,17 @@ async fn an_error_in_a_pipeline_costs_the_exchanges_behind_it_nothing() {
     let failing = || Frames::new().execute("none", 0);
     let unnamed = || prepare("", "SELECT 'new'");
     let (b, c) = ("SELECT 'b'", "SELECT 'c'");
-    let rows: [(&str, &[Frames], &str, Option<String>); 9] = [
+    let whole = |sql| Frames::new().unnamed(sql, &[]).sync();
+    let rows: [(&str, &[Frames], &str, Option<String>); 12] = [
         ("bound", &[failing().bind("", "a", &[]).sync(), run("a")], "", some("a")),
         ("described", &[failing().describe_statement("a").sync(), run("a")], "", some("a")),
         ("of the same text", &[failing().parse("b", "SELECT 'a'", &[]).sync(), run("a")], "", some("a")),
         ("evicted", &[run("a"), prepare("b", "SELEC"), run("a")], "", some("a")),
         ("the unnamed", &[failing().raw(unnamed().as_ref()), run("")], "26000", None),
         ("the unnamed before", &[unnamed(), failing().bind("", "", &[]).sync(), run("")], "", some("new")),
+        ("the unnamed as a whole", &[whole("SELECT none"), run("")], "26000", None),
+        ("one behind it", &[whole("SELECT none"), whole("SELECT 'new'"), run("")], "", some("new")),
+        ("one that fails late", &[whole("SELECT 'new'"), whole("SELECT 1/0"), run("")], "22012", None),
         ("a name", &[failing().parse("b", b, &[]).sync(), prepare("b", c)], "", None),
         ("a bad name", &[prepare("b", "SELEC"), prepare("b", c)], "", None),
         ("a Close", &[failing().close_statement("a").sync(), prepare("a", c)], "42P05", None),

@@ -84,6 +84,8 @@ pub enum Parsed {
     Untracked,
     /// A statement with a name, and what backends call it.
     Named(Box<[u8]>, StatementId),
+    /// The same, where the backend has it already: the server is asked for its opinion, by the unnamed statement.
+    Again(Box<[u8]>, StatementId),
 }
 
 /// More owed answers than this, and nothing more is read from the application until some have come.
@@ -136,7 +138,7 @@ impl Owed {
     pub fn changes_statements(&self) -> bool {
         matches!(
             self,
-            Self::Parse(Parsed::Named(..) | Parsed::Untracked)
+            Self::Parse(Parsed::Named(..) | Parsed::Again(..) | Parsed::Untracked)
                 | Self::ParseTaken(_)
                 | Self::InjectedParse(Some(_))
                 | Self::InjectedClose(Some(_))

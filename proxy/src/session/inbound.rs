@@ -220,7 +220,9 @@ impl Conversation {
                     self.names.unnamed_answered();
                     Ok(Step::Pass)
                 }
-                Some(Owed::Parse(Parsed::UnnamedAlone | Parsed::Untracked)) => Ok(Step::Pass),
+                Some(Owed::Parse(Parsed::UnnamedAlone | Parsed::Again(..) | Parsed::Untracked)) => {
+                    Ok(Step::Pass)
+                }
                 Some(Owed::InjectedParse(_)) => Ok(Step::Skip),
                 _ => Err(WireError::UnexpectedTag(header.tag)),
             },
@@ -581,7 +583,9 @@ impl Conversation {
                 self.names.unnamed_ignored();
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
             }
-            Owed::Parse(Parsed::UnnamedAlone) => backend.unnamed = Some(UnnamedOwner::NOBODY),
+            Owed::Parse(Parsed::UnnamedAlone | Parsed::Again(..)) => {
+                backend.unnamed = Some(UnnamedOwner::NOBODY);
+            }
             Owed::Token | Owed::TokenFirst | Owed::TokenApart => self.token_ignored(),
             Owed::InjectedClose(Some(id)) => drop(backend.prepared.insert(id, usize::MAX)),
             Owed::InjectedParse(None) | Owed::InjectedClose(None) => {

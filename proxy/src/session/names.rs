@@ -150,7 +150,8 @@ impl Names {
     /// comes first.
     pub fn undo(&mut self, owed: &Owed) {
         match owed {
-            Owed::Parse(Parsed::Named(name, id)) | Owed::ParseKnown(Parsed::Named(name, id))
+            Owed::Parse(Parsed::Named(name, id) | Parsed::Again(name, id))
+            | Owed::ParseKnown(Parsed::Named(name, id))
                 if self.get(name).is_some_and(|statement| statement.id == *id) =>
             {
                 self.named.remove(name);

@@ -7,6 +7,7 @@ use super::conversation::{Check, Conversation, Fate, Frame, Skipping};
 use super::names::UnnamedKind;
 use super::notes::{NewPins, PortalKind};
 use super::outbound::{Outbound, Step, TEXT_LIMIT, advance};
+use crate::backend::connection::UnnamedOwner;
 use crate::backend::{Backend, Statement, StatementId};
 use crate::exchange::ledger::Parsed;
 use crate::exchange::{Facts, Owed};
@@ -70,7 +71,12 @@ impl Conversation {
         }
         let id = statement.id;
         self.bar_unless_first();
-        if backend.prepared.touch(id) {
+        if backend.prepared.touch(id) && self.may_have_failed() {
+            // In a failed transaction the server refuses most texts.
+            flow.insert(|out| statement.put_parse_as(b"", out));
+            backend.unnamed = Some(UnnamedOwner::NOBODY);
+            self.ledger.owe(Owed::Parse(Parsed::Again(name, id)));
+        } else if backend.prepared.touch(id) {
             self.ledger.owe(Owed::ParseKnown(Parsed::Named(name, id)));
         } else {
             flow.insert(|out| statement.put_parse(out));
@@ -90,9 +96,8 @@ impl Conversation {
     fn is_in_doubt(&self, name: &[u8]) -> bool {
         let mut earlier = self.ledger.backwards().skip_while(|owed| !owed.ends_with_ready());
         earlier.any(|owed| match owed {
-            Owed::Parse(Parsed::Named(given, _)) | Owed::ParseKnown(Parsed::Named(given, _)) => {
-                **given == *name
-            }
+            Owed::Parse(Parsed::Named(given, _) | Parsed::Again(given, _))
+            | Owed::ParseKnown(Parsed::Named(given, _)) => **given == *name,
             _ => false,
         })
     }
@@ -184,6 +189,11 @@ impl Conversation {
             self.ledger.owe(Owed::InjectedClose(Some(evicted)));
             self.bar_next();
         }
+    }
+
+    /// Whether the transaction has failed, as far as is known, or may have by what is not answered yet.
+    fn may_have_failed(&self) -> bool {
+        self.status == TransactionStatus::Failed || (!self.is_outside() && self.ledger.ready_owed() > 0)
     }
 
     pub(super) fn bind(
