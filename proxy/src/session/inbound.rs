@@ -583,12 +583,11 @@ impl Conversation {
                 self.names.unnamed_ignored();
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
             }
-            Owed::Parse(Parsed::UnnamedAlone | Parsed::Again(..)) => {
-                backend.unnamed = Some(UnnamedOwner::NOBODY);
-            }
             Owed::Token | Owed::TokenFirst | Owed::TokenApart => self.token_ignored(),
             Owed::InjectedClose(Some(id)) => drop(backend.prepared.insert(id, usize::MAX)),
-            Owed::InjectedParse(None) | Owed::InjectedClose(None) => {
+            Owed::Parse(Parsed::UnnamedAlone | Parsed::Again(..))
+            | Owed::InjectedParse(None)
+            | Owed::InjectedClose(None) => {
                 backend.unnamed = Some(UnnamedOwner::NOBODY);
             }
             _ => {}
