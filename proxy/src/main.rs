@@ -17,7 +17,7 @@ fn main() -> ExitCode {
 
 /// 0: stopped as told. 1: failed while starting or running. 2: bad configuration.
 fn run(options: &Options) -> ExitCode {
-    telemetry::logs::install(options.log_format);
+    let _last_lines = telemetry::logs::install(options.log_format);
     let sources = options.sources();
     let config = match Config::load(&sources) {
         Ok(config) => config,

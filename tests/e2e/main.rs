@@ -48,6 +48,8 @@ mod import;
 mod incident;
 /// Sessions and backends part, and neither keeps what was not so.
 mod leaving;
+/// The log may be stuck or gone, and nothing waits for it or dies with it.
+mod log;
 /// Memory is bounded, whatever passes through.
 mod memory;
 /// Every figure that was promised is on the page.

@@ -1,9 +1,11 @@
 //! A running tidegate, known only from outside.
 
 use std::fs::{self, File};
+use std::io::PipeWriter;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tidegate_chaos::cluster::{Owner, PortLease, Signal, Workdir};
@@ -27,6 +29,7 @@ pub struct ProxyOptions {
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     files: Vec<(String, String)>,
+    log_to: Option<Arc<PipeWriter>>,
 }
 
 impl ProxyOptions {
@@ -39,6 +42,7 @@ impl ProxyOptions {
             arguments: Vec::new(),
             environment: Vec::new(),
             files: Vec::new(),
+            log_to: None,
         }
     }
 
@@ -74,6 +78,13 @@ impl ProxyOptions {
     #[must_use]
     pub fn file(mut self, name: &str, text: &str) -> Self {
         self.files.push((name.to_owned(), text.to_owned()));
+        self
+    }
+
+    /// Its log goes into this pipe, and is not known to the fixture.
+    #[must_use]
+    pub fn log_to(mut self, pipe: PipeWriter) -> Self {
+        self.log_to = Some(Arc::new(pipe));
         self
     }
 
@@ -310,7 +321,11 @@ const CONFIG: &str = "tidegate.toml";
 
 fn start(places: &Places<'_>, options: &ProxyOptions, arguments: Vec<String>) -> Child {
     let log = File::options().append(true).create(true).open(places.dir.join("log")).expect("a log file");
-    let errors = log.try_clone().expect("a log file");
+    let errors = match &options.log_to {
+        Some(pipe) => pipe.try_clone().map(Stdio::from),
+        None => log.try_clone().map(Stdio::from),
+    };
+    let errors = errors.expect("where errors go");
     let mut command = Command::new(&options.binary);
     if !options.config.as_ref().is_some_and(|config| config.contains("state_dir")) {
         // The default is one folder for the whole machine.

@@ -100,11 +100,6 @@ impl Events<Arc<Diagnosis>> for Announcer {
 
     fn changed(&mut self, change: &Change<Arc<Diagnosis>>) {
         let Some(upstream) = self.upstream.upgrade() else { return };
-        let cause = change.cause.as_ref().map_or("", |diagnosis| diagnosis.cause.word());
-        tracing::info!(
-            upstream = %upstream.name, lane = self.lane.word(), from = change.from.name(), to = change.to.name(),
-            cause, evidence = ?change.evidence, "breaker"
-        );
         upstream.guard.changed(self.lane, change);
         if let Some(reporters) = upstream.guard.reporters.get() {
             reports::page(reporters, &upstream, self.lane, change);
@@ -115,5 +110,10 @@ impl Events<Arc<Diagnosis>> for Announcer {
                 pool.flush(self.lane);
             }
         }
+        let cause = change.cause.as_ref().map_or("", |diagnosis| diagnosis.cause.word());
+        tracing::info!(
+            upstream = %upstream.name, lane = self.lane.word(), from = change.from.name(), to = change.to.name(),
+            cause, evidence = ?change.evidence, "breaker"
+        );
     }
 }

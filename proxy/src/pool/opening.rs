@@ -220,10 +220,6 @@ impl Pool {
     fn open_failed(self: &Arc<Self>, error: ConnectError) {
         metrics::get().connects_failed.increment(1);
         let error = Arc::new(error);
-        tracing::warn!(
-            upstream = %self.upstream.name, database = %self.key.database, user = %self.key.user,
-            error = error.in_full(), "cannot open a backend"
-        );
         let now = Instant::now();
         let mut openings = self.openings();
         self.opening.fetch_sub(1, Ordering::AcqRel);
@@ -242,6 +238,10 @@ impl Pool {
             tokio::time::sleep(pause).await;
             pool.open_as_needed();
         });
+        tracing::warn!(
+            upstream = %self.upstream.name, database = %self.key.database, user = %self.key.user,
+            error = error.in_full(), "cannot open a backend"
+        );
     }
 
     fn opened(self: &Arc<Self>, backend: Backend) {

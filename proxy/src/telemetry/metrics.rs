@@ -137,6 +137,11 @@ pub const STATE: &[Family] = &[
     family("tidegate_alerts_pending", Kind::Gauge, "Alert messages that wait to be sent"),
     family("tidegate_alerts_open", Kind::Gauge, "Incidents that are firing"),
     family("tidegate_watchdog_stall_seconds", Kind::Gauge, "How long a thread has made no progress"),
+    family(
+        "tidegate_log_lines_lost_total",
+        Kind::Counter,
+        "Lines of the log that standard error did not take",
+    ),
     family("tidegate_events_subscribers", Kind::Gauge, "Listeners of /events"),
     family("tidegate_collect_seconds", Kind::Gauge, "Time to collect this page"),
     family("process_cpu_seconds_total", Kind::Counter, "Processor time of all threads"),

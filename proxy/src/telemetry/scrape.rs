@@ -6,6 +6,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::exposition::{Family, Page};
 use super::lanes;
+use super::logs;
 use super::metrics::STATE;
 use super::process::{ProcessFigures, start_seconds};
 use crate::exchange::Cause;
@@ -29,6 +30,7 @@ pub fn page(shared: &Shared, counters: &PrometheusHandle) -> String {
     page.breakers(&status.upstreams);
     page.upstreams(&status.upstreams);
     page.alerts(&status);
+    page.one("tidegate_log_lines_lost_total", as_f64(logs::lost()));
     page.one("tidegate_events_subscribers", as_f64(shared.board.listeners() as u64));
     page.one("tidegate_collect_seconds", start.elapsed().as_secs_f64());
     page.process(ProcessFigures::read().unwrap_or_default(), start_seconds(shared.board.started_at));

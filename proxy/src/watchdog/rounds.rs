@@ -116,17 +116,13 @@ impl Rounds {
         self.journal
             .record(Decision::new(Kind::Process).change("stalled", "ended").evidence(&evidence))
             .forget();
-        // The log may be what hangs.
-        let log = std::thread::spawn(move || {
-            tracing::error!(thread = %who, ?stalled_for, "ending, so that the supervisor starts us anew");
-        });
+        tracing::error!(thread = %who, ?stalled_for, "ending, so that the supervisor starts us anew");
         std::thread::sleep(LAST_WORDS);
-        drop(log);
         std::process::exit(1);
     }
 }
 
-/// The alert goes first, and the log last: the log may be what hangs.
+/// The alert goes first, and the log last.
 fn begin(group: Group, stalled: &[(Who, Duration)], alerts: &Alerts, journal: &Journal) {
     let names: Vec<String> = stalled.iter().map(|(who, _)| who.to_string()).collect();
     let names = names.join(", ");
