@@ -2,12 +2,16 @@
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
+use crate::config::Config;
+
 /// Files of our own: listeners, control connections, journal, log.
 const OURS: u64 = 128;
 
 /// Every session needs a file descriptor, and every backend one. Says so where the system does not give as many.
-pub fn raise(max_sessions: usize, max_backends: usize) {
-    let needed = u64::try_from(max_sessions.saturating_add(max_backends)).unwrap_or(u64::MAX) + OURS;
+pub fn raise_for(config: &Config) {
+    let backends = config.pool.max_per_upstream.saturating_mul(config.cluster.upstreams.len());
+    let files = config.listen.max_sessions.saturating_add(backends);
+    let needed = u64::try_from(files).unwrap_or(u64::MAX).saturating_add(OURS);
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_none_or(|current| current >= needed) {
         return;

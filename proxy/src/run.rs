@@ -26,7 +26,7 @@ const LAST_ALERTS: Duration = Duration::from_millis(500);
 /// When it cannot start.
 pub fn run(config: Config, sources: &Sources) -> Result<(), ServerError> {
     let exporter = crate::telemetry::metrics::install();
-    file_limit::raise(config.listen.max_sessions, max_backends(&config));
+    file_limit::raise_for(&config);
     let workers = (0..config.workers.max(1)).map(Worker::start).collect::<io::Result<Vec<_>>>()?;
     let admin = config.admin.address;
     let shared = Arc::new(Shared::new(config, workers)?);
@@ -47,12 +47,10 @@ pub fn run(config: Config, sources: &Sources) -> Result<(), ServerError> {
     systemd::ready();
     shared.watch(runtime.handle())?;
     sweep::start(&shared, runtime.handle().clone())?;
-    runtime.block_on(tend(&shared, sources, acceptors, signals))
-}
-
-/// Backends of all upstreams.
-fn max_backends(config: &Config) -> usize {
-    config.pool.max_per_upstream.saturating_mul(config.cluster.upstreams.len())
+    let ended = runtime.block_on(tend(&shared, sources, acceptors, signals));
+    // A look-up of a name may hang for as long as its resolver does.
+    runtime.shutdown_background();
+    ended
 }
 
 /// What the process can be told by its supervisor.

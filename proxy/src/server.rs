@@ -9,7 +9,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use thiserror::Error;
 use tidegate_layers::shed::Ask;
 use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
+use tokio::sync::{Mutex, Semaphore, oneshot};
 use tokio::time::timeout;
 
 use crate::alerts::Alerts;
@@ -21,6 +21,7 @@ use crate::console::Ties;
 use crate::discovery::RecordError;
 use crate::exchange::facts::Reach;
 use crate::failover::{self, Failover, Told};
+use crate::file_limit;
 use crate::frontend::secrets::Secrets;
 use crate::guard::{Logins, Reporters};
 use crate::journal::{Decision, Journal, Kind};
@@ -42,6 +43,9 @@ const KEYS_KEPT: usize = 1024;
 const AUTH_QUERIES: usize = 4;
 /// How long a server may take for one: else it is stuck, and others wait for the place.
 const AUTH_QUERY_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a reload may take to read what the configuration names: a disk that does not answer is not waited for.
+const DISK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// While sessions are drained, how often it is looked whether they have gone.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
@@ -77,6 +81,8 @@ pub struct Shared {
     auth_queries: Semaphore,
     workers: Vec<Worker>,
     draining: AtomicBool,
+    /// Held by the thread that reads for a reload: it may hang as long as the disk does.
+    reading: Mutex<()>,
     /// What the control plane keeps.
     pub board: Board,
     /// The control thread's runtime.
@@ -163,6 +169,7 @@ impl Shared {
             config: ArcSwap::from_pointee(config),
         })
     }
+            reading: Mutex::default(),
 
     /// Lets all threads count, and starts the watchdog.
     pub(crate) fn watch(&self, main: &Handle) -> io::Result<()> {
@@ -295,7 +302,7 @@ impl Shared {
     }
 
     /// Takes a new configuration over, all or nothing. The journal has it first.
-    pub(crate) async fn reload(&self, sources: &Sources) -> Result<Vec<String>, Vec<String>> {
+    pub(crate) async fn reload(self: &Arc<Self>, sources: &Sources) -> Result<Vec<String>, Vec<String>> {
         let decision = Decision::new(Kind::Configuration);
         match self.prepare(sources).await {
             Ok(ready) => {
@@ -321,8 +328,8 @@ impl Shared {
     }
 
     /// Everything that can fail; discovery has the new list of upstreams then.
-    async fn prepare(&self, sources: &Sources) -> Result<Ready, Vec<String>> {
-        let ready = self.try_reload(sources)?;
+    async fn prepare(self: &Arc<Self>, sources: &Sources) -> Result<Ready, Vec<String>> {
+        let ready = self.read_anew(sources).await?;
         if let Some(failover) = self.failover.get() {
             failover.reload(&ready.config).await.map_err(|refused| vec![refused.to_string()])?;
         }
@@ -334,6 +341,26 @@ impl Shared {
         let new = Config::load(sources)
             .map_err(|errors| errors.problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
         let old = self.config.load_full();
+    /// Reads on a thread of its own: the main thread has more to do than to wait for a disk.
+    async fn read_anew(self: &Arc<Self>, sources: &Sources) -> Result<Ready, Vec<String>> {
+        let (answer, read) = oneshot::channel();
+        let (shared, sources) = (Arc::clone(self), sources.clone());
+        let read_files = move || {
+            // Nobody may wait for it any more.
+            let _ = answer.send(match shared.reading.try_lock() {
+                Ok(_reading) => shared.try_reload(&sources),
+                Err(_) => Err(vec!["an earlier reload still waits for the disk".to_owned()]),
+            });
+        };
+        let started = std::thread::Builder::new().name("tidegate-reload".to_owned()).spawn(read_files);
+        started.map_err(|error| vec![describe(&error)])?;
+        match timeout(DISK_TIMEOUT, read).await {
+            Ok(Ok(ready)) => ready,
+            Ok(Err(_)) => Err(vec!["reading it failed; the log says how".to_owned()]),
+            Err(_) => Err(vec!["the disk does not answer; what was in force stays".to_owned()]),
+        }
+    }
+
         let refusals = reload_refusals(&old, &new);
         if !refusals.is_empty() {
             return Err(refusals);
@@ -358,6 +385,7 @@ impl Shared {
 
     fn take_over(&self, connectors: Vec<Connector>, config: &Config) {
         let (current, limits) = (self.routes.upstreams(), Limits::of(config));
+        file_limit::raise_for(&config);
         let upstreams = connectors.into_iter().map(|connector| {
             let name = connector.address.to_string();
             match current.iter().find(|upstream| *upstream.name == *name) {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use rustix::process::{Resource, Rlimit};
 use tidegate_tests::{
     Bench, Credentials, Frames, PATIENCE, Proxy, ProxyOptions, ScriptedApp, Signal, shared_postgres,
     wait_for, within,
@@ -215,6 +216,47 @@ async fn a_reload_that_must_be_refused_changes_nothing() {
         assert_eq!(session.query("SELECT 1").await.value(), some("1"), "{named}");
         assert_eq!(concurrent(&bench.proxy, 2).await, 1, "{named}");
     }
+}
+
+#[tokio::test]
+async fn a_disk_that_does_not_answer_holds_up_a_reload_and_nothing_else() {
+    // Read where signals are taken and backends are opened, a file on a dead server of files would stop both.
+    let options = trusting("listen.userlist = \"users.txt\"\npool.size = 2").file("users.txt", "");
+    let mut bench = Bench::start_with(options).await;
+    let users = bench.proxy.dir().join("users.txt");
+    std::fs::remove_file(&users).unwrap();
+    // Whoever opens one waits until somebody writes to it.
+    assert!(std::process::Command::new("mkfifo").arg(&users).status().unwrap().success());
+
+    bench.proxy.signal(Signal::HUP);
+    let begin = Instant::now();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(concurrent(&bench.proxy, 2).await, 2);
+    assert!(begin.elapsed() < Duration::from_secs(4), "it waited for the disk");
+    bench.proxy.wait_logged("the disk does not answer").await;
+    bench.proxy.signal(Signal::HUP);
+    bench.proxy.wait_logged("an earlier reload still waits").await;
+
+    bench.proxy.signal(Signal::TERM);
+    assert!(bench.proxy.wait_exit(PATIENCE).await.success());
+}
+
+#[tokio::test]
+async fn a_reload_that_lets_in_more_sessions_raises_the_limit_of_files_for_them() {
+    // Where the shell's limit is low, sessions beyond it would be refused by the kernel, silently.
+    let config = |sessions: u32| format!("listen.auth = \"trust\"\nlisten.max_sessions = {sessions}\n");
+    let bench = Bench::start_with(ProxyOptions::new(TIDEGATE).config(&config(10))).await;
+    let pid = rustix::process::Pid::from_raw(i32::try_from(bench.proxy.pid()).unwrap());
+    let limit = |new| rustix::process::prlimit(pid, Resource::Nofile, new).unwrap();
+    let now = limit(Rlimit { current: Some(300), maximum: Some(4000) });
+    assert!(now.current.is_none_or(|now| now > 300));
+
+    bench.proxy.write_config(&config(1000));
+    bench.proxy.signal(Signal::HUP);
+    bench.proxy.wait_logged("configuration reloaded").await;
+
+    let raised = limit(Rlimit { current: Some(300), maximum: Some(4000) }).current.unwrap();
+    assert!(raised >= 1000, "{raised}");
 }
 
 #[tokio::test]
