@@ -156,8 +156,7 @@ pub struct Webhook {
 }
 
 /// See [`Webhook::kind`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum WebhookKind {
     /// Our own JSON.
     #[default]

@@ -381,6 +381,15 @@ fn secrets_stay_out_of_messages() {
         Bench::new()
             .file("cluster.upstreams = [\"postgres://u:hunter2@h\", \"u:hunter2@h\", \"hunter2@h\"]\n"),
         Bench::new().file(&with("alerts.webhooks = [{ url = \"hunter2\" }]")),
+        Bench::new().file(&with("alerts.webhooks = \"https://hooks/hunter2\"")),
+        Bench::new().file(&with("alerts.webhooks = [\"https://hooks/hunter2\"]")),
+        Bench::new().file(&with("alerts.webhooks = [https://hooks/hunter2]")),
+        Bench::new().file(&with("alerts.webhooks = [[\"https://hooks/hunter2\"]]")),
+        Bench::new().file(&with("alerts.webhooks = [{ url = \"slack\", kind = \"https://hooks/hunter2\" }]")),
+        Bench::new().file(&with("alerts.webhooks = [{ url = [\"https://hooks/hunter2\"] }]")),
+        Bench::new().file(&with("alerts.webhooks = { url = \"https://hooks/hunter2\" }")),
+        Bench::new().file(&with("alerts.heartbeat_url = [\"https://hooks/hunter2\"]")),
+        Bench::new().variable("TIDEGATE_ALERTS_WEBHOOKS", "https://hooks/hunter2"),
         Bench::new().file(&with("cluster.password = \"hunter2")),
         Bench::new().variable("TIDEGATE_CLUSTER_PASWORD", "hunter2"),
     ];

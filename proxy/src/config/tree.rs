@@ -8,7 +8,7 @@ use super::layers::Layers;
 use super::resilience::{
     AfterWrite, Alerts, Breaker, Commit, Hold, Read, ReadFrom, Shed, SyncWait, Watchdog, Webhook, WebhookKind,
 };
-use super::values::{Count, Human, Share, Texts};
+use super::values::{Count, Human, Share, Texts, Webhooks};
 use super::{
     Admin, AuthMethod, Cluster, Config, Listen, ListenAddress, ListenTls, ListenTlsMode, OrdersFrom,
     Password, Pool, PoolMode, Roles, SslMode, Timeouts, UpstreamAddress, UpstreamTls, passfile,
@@ -277,7 +277,7 @@ fn hold(layers: &mut Layers<'_>) -> Hold {
 }
 
 fn alerts(layers: &mut Layers<'_>) -> Alerts {
-    let webhooks: Vec<Webhook> = layers.take("alerts.webhooks").unwrap_or_default();
+    let webhooks = layers.take("alerts.webhooks").map_or_else(Vec::new, |Webhooks(webhooks)| webhooks);
     check_webhooks(layers, &webhooks);
     let heartbeat: Option<Password> = layers.take("alerts.heartbeat_url");
     let heartbeat_url = heartbeat.filter(|url| !url.reveal().is_empty());

@@ -3,10 +3,11 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::de::{Error, SeqAccess, Unexpected, Visitor};
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use super::Password;
+use super::{Password, Webhook, WebhookKind};
 
 /// The longest duration: an instant this far ahead still exists on every clock, and nobody waits longer.
 const DURATION_MAX: Duration = Duration::from_hours(366 * 24);
@@ -129,6 +130,75 @@ impl<'de> Visitor<'de> for TextsVisitor {
             texts.push(text.trim().to_owned());
         }
         Ok(Texts(texts))
+    }
+}
+
+/// A list of tables. Who writes something else there writes a URL with a token, so no message repeats it.
+pub(super) struct Webhooks(pub(super) Vec<Webhook>);
+
+const WEBHOOKS: &str =
+    "a list of tables is wanted; write webhooks = [{ url = \"https://…\", kind = \"slack\" }] in the file";
+
+impl<'de> Deserialize<'de> for Webhooks {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Entry(Webhook);
+
+        impl<'de> Deserialize<'de> for Entry {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                deserializer.deserialize_any(WebhookVisitor).map(Entry)
+            }
+        }
+
+        struct ListVisitor;
+
+        impl<'de> Visitor<'de> for ListVisitor {
+            type Value = Webhooks;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a list of tables")
+            }
+
+            fn visit_str<E: Error>(self, _: &str) -> Result<Webhooks, E> {
+                Err(E::custom(WEBHOOKS))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Webhooks, A::Error> {
+                let mut webhooks = Vec::new();
+                while let Some(Entry(webhook)) = list.next_element()? {
+                    webhooks.push(webhook);
+                }
+                Ok(Webhooks(webhooks))
+            }
+        }
+
+        deserializer.deserialize_any(ListVisitor)
+    }
+}
+
+struct WebhookVisitor;
+
+impl<'de> Visitor<'de> for WebhookVisitor {
+    type Value = Webhook;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a table with a url")
+    }
+
+    fn visit_str<E: Error>(self, _: &str) -> Result<Webhook, E> {
+        Err(E::custom(WEBHOOKS))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, table: A) -> Result<Webhook, A::Error> {
+        Webhook::deserialize(MapAccessDeserializer::new(table))
+    }
+}
+
+impl<'de> Deserialize<'de> for WebhookKind {
+    /// A URL may stand in the wrong place, so the message does not repeat the word.
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let word = Password::deserialize(deserializer)?;
+        let kind = Self::ALL.into_iter().find(|kind| kind.word() == word.reveal());
+        kind.ok_or_else(|| D::Error::custom("unknown kind; write json, slack, pagerduty or alertmanager"))
     }
 }
 
