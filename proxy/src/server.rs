@@ -361,6 +361,12 @@ impl Shared {
         }
     }
 
+    fn try_reload(&self, sources: &Sources) -> Result<Ready, Vec<String>> {
+        let one = |error: &dyn std::error::Error| vec![describe(error)];
+        let mut new = Config::load(sources)
+            .map_err(|errors| errors.problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        let old = self.config.load_full();
+        new.keep_unwritten(&old);
         let refusals = reload_refusals(&old, &new);
         if !refusals.is_empty() {
             return Err(refusals);

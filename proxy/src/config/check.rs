@@ -33,6 +33,16 @@ pub(super) fn check(config: &Config, layers: &mut Layers<'_>) {
     check_watchdog(config, layers);
 }
 
+impl Config {
+    /// Keeps what the running process took from its surroundings at its start, where nobody wrote anything else since:
+    /// a quota of processors that has changed is no change of the configuration.
+    pub fn keep_unwritten(&mut self, running: &Self) {
+        if self.workers_follow {
+            self.workers = running.workers;
+        }
+    }
+}
+
 /// What a reload would have to refuse, each with what to do; empty when the new configuration may take over.
 pub fn reload_refusals(old: &Config, new: &Config) -> Vec<String> {
     [

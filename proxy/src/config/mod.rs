@@ -52,6 +52,8 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Data workers (OS threads, one single-threaded runtime each).
     pub workers: usize,
+    /// Nobody wrote how many, so they follow from the processors that there were at the start.
+    pub workers_follow: bool,
     /// What to do when the outcome of a COMMIT is not known.
     pub commit: Commit,
     /// Which servers answer reads.

@@ -467,6 +467,36 @@ fn only_addresses_workers_and_state_resist_a_reload() {
 }
 
 #[test]
+fn workers_that_nobody_wrote_are_no_reason_to_refuse_a_reload() {
+    // A quota of processors that was changed while we run would lock out every reload from then on.
+    let mut old = Bench::new().file(LEAST).load().unwrap();
+    old.workers += 1;
+    let reloaded = |file: &str| {
+        let mut new = Bench::new().file(file).load().unwrap();
+        new.keep_unwritten(&old);
+        new
+    };
+
+    assert_eq!(reloaded(LEAST).workers, old.workers);
+    assert!(reload_refusals(&old, &reloaded(LEAST)).is_empty());
+    assert_eq!(reload_refusals(&old, &reloaded(&with("workers = 77"))).len(), 1);
+}
+
+#[test]
+fn a_mistyped_webhook_is_told_how_to_write_one() {
+    // A message that neither shows the value nor the form leaves the operator to guess.
+    for mistake in ["\"https://x/\"", "[\"https://x/\"]", "[{ url = \"https://x/\" }, \"https://x/\"]"] {
+        let errors = Bench::new().file(&with(&format!("alerts.webhooks = {mistake}"))).errors();
+
+        assert!(errors.contains("tidegate.toml:3: alerts.webhooks: "), "{errors}");
+        assert!(errors.contains("write webhooks = [{ url ="), "{errors}");
+    }
+    let errors =
+        Bench::new().file(&with("alerts.webhooks = [{ url = \"https://x/\", kind = \"slak\" }]")).errors();
+    assert!(errors.contains("write json, slack, pagerduty or alertmanager"), "{errors}");
+}
+
+#[test]
 fn the_write_lane_always_has_a_slot_and_never_too_many() {
     // Binary rounding would give 28 of 100 at 0.29; a pool of one would give none.
     let pool = Bench::new().file(LEAST).load().unwrap().pool;

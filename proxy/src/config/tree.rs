@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::address::{self, ADMIN_PORT};
 use super::layers::Layers;
+use super::problem::Origin;
 use super::resilience::{
     AfterWrite, Alerts, Breaker, Commit, Hold, Read, ReadFrom, Shed, SyncWait, Watchdog, Webhook, WebhookKind,
 };
@@ -27,6 +28,7 @@ pub(super) fn build(layers: &mut Layers<'_>, unset_auth: AuthMethod) -> Config {
         pool: pool(layers),
         timeouts: timeouts(layers),
         workers: count(layers, "workers", default_workers(cores())),
+        workers_follow: layers.origin("workers") == Origin::Default,
         commit: commit(layers),
         read: read(layers),
         breaker: breaker(layers),
