@@ -60,6 +60,14 @@ impl Pager {
         }
     }
 
+    /// Whether it was said that the lane is refused, since it was served last.
+    pub(super) fn knows(&self, lane: Lane) -> bool {
+        match lane {
+            Lane::Read => self.read.refused,
+            Lane::Write => self.write.refused,
+        }
+    }
+
     /// Whether a page about reads has waited long enough.
     pub(super) fn is_due(&mut self, now: Instant) -> bool {
         let due = self.waits.is_some_and(|since| now.duration_since(since) >= TOGETHER);

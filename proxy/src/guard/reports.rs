@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use tidegate_layers::breaker::{Change, Counts, Evidence, Phase, ProbeOutcome, Scan};
 use tokio::time::Instant;
@@ -40,7 +41,7 @@ pub(super) fn page(reporters: &Reporters, upstream: &Upstream, lane: Lane, chang
     let (cause, seen) = cause_of(change);
     match change.to {
         // While the cause is being looked for the page waits for it: the change that brings it comes within a
-        // second.
+        // second, or the follower pages without one.
         Phase::Open if cause != Cause::Unknown || change.from == Phase::Open => {
             refused(reporters, upstream, lane, cause, seen);
         }
@@ -129,9 +130,14 @@ pub(crate) fn stall(upstream: &str, lane: Lane) -> Key {
     alert(upstream, lane, Cause::Unknown, "").key()
 }
 
-/// Tells of what goes well.
+/// How long the page about a lane waits for the cause: it may never be found.
+const CAUSE_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Tells of what goes well, and of what nobody was told.
 #[derive(Debug, Default)]
 pub(super) struct Follower {
+    /// Since when a lane is refused without a page, by lane.
+    untold: [Option<Instant>; Lane::ALL.len()],
     wrote_ms: u64,
     probed: Option<Instant>,
     /// Incidents of an earlier process are settled, by lane.
@@ -143,6 +149,13 @@ impl Follower {
     pub(super) fn follow(&mut self, upstream: &Upstream) {
         let guard = &upstream.guard;
         let Some(reporters) = guard.reporters.get() else { return };
+        for (lane, since) in Lane::ALL.into_iter().zip(&mut self.untold) {
+            if guard.phase(lane) != Phase::Open || guard.paging().pager.knows(lane) {
+                *since = None;
+            } else if since.get_or_insert_with(Instant::now).elapsed() >= CAUSE_PATIENCE {
+                refused(reporters, upstream, lane, Cause::Unknown, "");
+            }
+        }
         guard.paging().follow(&reporters.alerts);
         let wrote_ms = guard.wrote_ms.load(Ordering::Relaxed);
         let probed = guard.write_probe.pulse().last_good().map(|good| good.at);

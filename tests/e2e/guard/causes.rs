@@ -3,13 +3,13 @@
 use std::time::{Duration, Instant};
 
 use tidegate_chaos::cluster::{Cluster, ClusterOptions, Node, NodeOptions, Programs, Replication, StopMode};
-use tidegate_tests::{Frames, Problem, Proxy, ScriptedApp, wait_for};
+use tidegate_tests::{Frames, Message, Problem, Proxy, ScriptedApp, ScriptedBackend, WebReceiver, wait_for};
 use tokio::task::block_in_place;
 use tokio::time::sleep;
 
 use super::{
     ANSWER_SLACK, How, LEDGER, NOISE, Op, Running, Watch, at_most, complete, durations, guarded, percentile,
-    refused, session, timed_frames, verdict,
+    refused, scripted, session, timed_frames, verdict,
 };
 use crate::rig::{SOON, own_postgres, run};
 
@@ -264,4 +264,38 @@ async fn a_frozen_primary_refuses_reads_too_and_no_session_is_lost() {
         .await;
     }
     at_most("reads after the thaw", healed.elapsed(), FIRST_WRITE);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_cause_that_is_never_found_is_paged_all_the_same() {
+    // The page waits for the cause; and a breaker that has opened often stays open for half a minute before it looks
+    // again. Nobody would be told until then.
+    let receiver = WebReceiver::start().await;
+    let sections = format!(
+        "[breaker]\nopen_min = \"30s\"\n[timeouts]\nwrite = \"2s\"\ncommit = \"2s\"\n\
+         [alerts]\nwebhooks = [{{ url = \"{}\" }}]\n",
+        receiver.url("/hook")
+    );
+    // Writes hang, the probe's among them; whatever else is asked is answered with nothing.
+    let is_write = |message: &Message, _| {
+        let text = String::from_utf8_lossy(&message.body);
+        text.contains("INSERT") || text.contains("pg_logical_emit_message")
+    };
+    let (_server, proxy) = scripted(&sections, is_write, ScriptedBackend::go_silent).await;
+    for _ in 0..4 {
+        let mut app = session(&proxy).await;
+        tokio::spawn(async move { app.query("INSERT INTO ledger VALUES (1)").await });
+    }
+    let refused = [("lane", "write"), ("phase", "open")];
+    wait_for(SOON, "the breaker opens", async || {
+        (proxy.metrics().await.get("tidegate_breaker_phase", &refused) == Some(1.0)).then_some(())
+    })
+    .await;
+    let begin = Instant::now();
+
+    receiver.wait_accepted(1).await;
+
+    at_most("a page without a cause", begin.elapsed(), Duration::from_millis(2500));
+    let body = receiver.accepted().remove(0);
+    assert!(body.contains("\"cause\":\"unknown\"") && body.contains("write_stalled"), "{body}");
 }
