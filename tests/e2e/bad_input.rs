@@ -6,6 +6,8 @@ use tidegate_tests::{
     Bench, Credentials, Frames, Message, ProxyOptions, Received, ScriptedApp, fresh_database,
     shared_postgres, within,
 };
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 
 use super::{TIDEGATE, bench, some};
 
@@ -388,4 +390,26 @@ async fn half_open_logins_count_as_sessions() {
     let problem = fourth.log_in(POSTGRES).await.unwrap_err();
 
     assert_eq!((problem.severity(), problem.code()), ("FATAL", "53300"));
+}
+
+#[tokio::test]
+async fn a_flood_of_connections_beyond_the_limit_takes_a_bounded_number_of_files() {
+    // Each that says nothing is waited for, up to a second: as many as come would leave no file for a backend.
+    let bench = bench("listen.max_sessions = 1").await;
+    let before = bench.proxy.open_files();
+    let mut most = before;
+    let mut flood = Vec::new();
+    for _ in 0..400 {
+        flood.push(TcpStream::connect(bench.proxy.address()).await.unwrap());
+        most = most.max(bench.proxy.open_files());
+    }
+
+    let last = flood.last_mut().unwrap();
+    let mut end = std::pin::pin!(within(SOON, "the last is sent away", last.read_u8()));
+    while tokio::time::timeout(Duration::from_millis(5), &mut end).await.is_err() {
+        most = most.max(bench.proxy.open_files());
+    }
+
+    let taken = most - before;
+    assert!((200..300).contains(&taken), "{taken}");
 }

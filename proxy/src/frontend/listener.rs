@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::login::{Accepted, Entered, log_in};
 use crate::config::ListenAddress;
@@ -22,6 +23,10 @@ const BACKLOG: i32 = 1024;
 
 /// Pause after a failed accept: out of file descriptors does not get better by trying at once.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many that are too many are told so at the same time; beyond, connections are closed without a word.
+const TURNED_AWAY: usize = 256;
+static TURNING_AWAY: Semaphore = Semaphore::const_new(TURNED_AWAY);
 
 /// Applications are on this machine or near it; a dead one is found within a minute.
 const KEEPALIVE: Keepalive = Keepalive {
@@ -136,7 +141,9 @@ impl Shared {
         // Beyond the limit a few are looked at, since one of them may be an operator.
         let registration = self.registry.register(peer, max).or_else(|| self.registry.register_extra(peer));
         let Some(registration) = registration else {
-            tokio::spawn(turn_away(socket, max, Arc::clone(self)));
+            if let Ok(place) = TURNING_AWAY.try_acquire() {
+                tokio::spawn(turn_away(socket, max, Arc::clone(self), place));
+            }
             return;
         };
         let worker = self.least_loaded();
@@ -160,7 +167,7 @@ impl Shared {
 }
 
 /// Says that there are too many sessions. A cancel is still served: it makes room.
-async fn turn_away(socket: Socket, limit: usize, shared: Arc<Shared>) {
+async fn turn_away(socket: Socket, limit: usize, shared: Arc<Shared>, _place: SemaphorePermit<'static>) {
     let mut stream = Stream::Plain(socket);
     let conversation = async {
         let mut input = Buffer::lend();
