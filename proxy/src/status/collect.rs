@@ -283,9 +283,24 @@ fn upstream_status(shared: &Shared, upstream: &Upstream) -> UpstreamStatus {
 
 fn pools(upstreams: &[std::sync::Arc<Upstream>]) -> Vec<PoolStatus> {
     let all = upstreams.iter().flat_map(|upstream| upstream.pools());
-    let mut pools: Vec<_> = all.map(|pool| pool_status(&pool)).collect();
-    pools.sort_by(|a, b| (&a.upstream, &a.database, &a.user).cmp(&(&b.upstream, &b.database, &b.user)));
-    sum_up(pools, POOLS_MAX)
+    sum_up(by_name(all.map(|pool| pool_status(&pool)).collect()), POOLS_MAX)
+}
+
+/// In order, and each once: those of replication have pools of their own, under the same names.
+fn by_name(mut pools: Vec<PoolStatus>) -> Vec<PoolStatus> {
+    pools.sort_by(|a, b| names(a).cmp(&names(b)));
+    pools.dedup_by(|next, kept| {
+        let same = names(next) == names(kept);
+        if same {
+            kept.add(next);
+        }
+        same
+    });
+    pools
+}
+
+fn names(pool: &PoolStatus) -> [&str; 3] {
+    [&pool.upstream, &pool.database, &pool.user]
 }
 
 fn pool_status(pool: &Pool) -> PoolStatus {
@@ -313,20 +328,26 @@ fn sum_up(mut pools: Vec<PoolStatus>, max: usize) -> Vec<PoolStatus> {
     let mut others =
         PoolStatus { database: OTHERS.to_owned(), user: OTHERS.to_owned(), ..PoolStatus::default() };
     for pool in pools.split_off(max - 1) {
+        others.add(&pool);
         others.upstream = pool.upstream;
-        others.idle += pool.idle;
-        others.leased += pool.leased;
-        others.opening += pool.opening;
-        others.waiting += pool.waiting;
-        others.longest_wait_ms = others.longest_wait_ms.max(pool.longest_wait_ms);
-        others.exchanges += pool.exchanges;
-        for lane in Lane::ALL.map(Lane::index) {
-            others.in_flight_by_lane[lane] += pool.in_flight_by_lane[lane];
-            others.waiting_by_lane[lane] += pool.waiting_by_lane[lane];
-        }
     }
     pools.push(others);
     pools
+}
+
+impl PoolStatus {
+    fn add(&mut self, other: &Self) {
+        self.idle += other.idle;
+        self.leased += other.leased;
+        self.opening += other.opening;
+        self.waiting += other.waiting;
+        self.longest_wait_ms = self.longest_wait_ms.max(other.longest_wait_ms);
+        self.exchanges += other.exchanges;
+        for lane in Lane::ALL.map(Lane::index) {
+            self.in_flight_by_lane[lane] += other.in_flight_by_lane[lane];
+            self.waiting_by_lane[lane] += other.waiting_by_lane[lane];
+        }
+    }
 }
 
 fn tallies(counts: Vec<(&str, &str, u64)>) -> Vec<Tally> {
@@ -398,6 +419,16 @@ mod tests {
         assert_eq!(listed.iter().map(|pool| pool.leased).sum::<u64>(), 1000);
         assert_eq!(listed[9].longest_wait_ms, 999);
         assert_eq!(sum_up((0..10).map(pool).collect(), 10).len(), 10);
+    }
+
+    #[test]
+    fn a_pool_for_replication_is_counted_with_the_other_of_its_name() {
+        // Two series with the same labels: Prometheus refuses the whole page.
+        let pool = |user: &str, leased| PoolStatus { user: user.into(), leased, ..PoolStatus::default() };
+
+        let listed = by_name(vec![pool("b", 1), pool("a", 2), pool("b", 4)]);
+
+        assert_eq!(listed, [pool("a", 2), pool("b", 5)]);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use rustix::process::{Resource, getrlimit};
 
 /// See the module documentation.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ProcessFigures {
     /// Processor time of all threads so far, in seconds.
     pub cpu_seconds: f64,

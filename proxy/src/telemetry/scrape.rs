@@ -33,7 +33,11 @@ pub fn page(shared: &Shared, counters: &PrometheusHandle) -> String {
     page.one("tidegate_log_lines_lost_total", as_f64(logs::lost()));
     page.one("tidegate_events_subscribers", as_f64(shared.board.listeners() as u64));
     page.one("tidegate_collect_seconds", start.elapsed().as_secs_f64());
-    page.process(ProcessFigures::read().unwrap_or_default(), start_seconds(shared.board.started_at));
+    // Without /proc there are no series: zeros would be figures.
+    if let Some(figures) = ProcessFigures::read() {
+        page.process(figures);
+    }
+    page.one("process_start_time_seconds", start_seconds(shared.board.started_at));
     page.page.into_text()
 }
 
@@ -243,13 +247,12 @@ impl Families {
         }
     }
 
-    fn process(&mut self, figures: ProcessFigures, started: f64) {
+    fn process(&mut self, figures: ProcessFigures) {
         self.one("process_cpu_seconds_total", figures.cpu_seconds);
         self.one("process_resident_memory_bytes", figures.resident_bytes);
         self.one("process_threads", figures.threads);
         self.one("process_open_fds", figures.open_fds);
         self.one("process_max_fds", figures.max_fds);
-        self.one("process_start_time_seconds", started);
     }
 
     /// One series per word: 1 for the one that holds.
