@@ -148,7 +148,12 @@ impl Shared {
         let folder = Arc::new(StateDir::new(&config.state_dir));
         Ok(Self {
             journal: Journal::start(Arc::clone(&folder))?,
-            alerts: Alerts::start(&config.alerts, folder, Arc::clone(&watchdog))?,
+            alerts: Alerts::start(
+                &config.alerts,
+                config.admin.address.port(),
+                folder,
+                Arc::clone(&watchdog),
+            )?,
             watchdog,
             registry: Arc::default(),
             databases,
@@ -164,12 +169,12 @@ impl Shared {
             auth_queries: Semaphore::new(AUTH_QUERIES),
             workers,
             draining: AtomicBool::new(false),
+            reading: Mutex::default(),
             board: Board::default(),
             control: OnceLock::new(),
             config: ArcSwap::from_pointee(config),
         })
     }
-            reading: Mutex::default(),
 
     /// Lets all threads count, and starts the watchdog.
     pub(crate) fn watch(&self, main: &Handle) -> io::Result<()> {
@@ -336,11 +341,6 @@ impl Shared {
         Ok(ready)
     }
 
-    fn try_reload(&self, sources: &Sources) -> Result<Ready, Vec<String>> {
-        let one = |error: &dyn std::error::Error| vec![describe(error)];
-        let new = Config::load(sources)
-            .map_err(|errors| errors.problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
-        let old = self.config.load_full();
     /// Reads on a thread of its own: the main thread has more to do than to wait for a disk.
     async fn read_anew(self: &Arc<Self>, sources: &Sources) -> Result<Ready, Vec<String>> {
         let (answer, read) = oneshot::channel();
@@ -385,13 +385,13 @@ impl Shared {
         self.policies.replace(&config);
         self.alerts.reload(&config.alerts);
         self.watchdog.reload(config.watchdog);
+        file_limit::raise_for(&config);
         self.config.store(Arc::new(config));
         self.introduce();
     }
 
     fn take_over(&self, connectors: Vec<Connector>, config: &Config) {
         let (current, limits) = (self.routes.upstreams(), Limits::of(config));
-        file_limit::raise_for(&config);
         let upstreams = connectors.into_iter().map(|connector| {
             let name = connector.address.to_string();
             match current.iter().find(|upstream| *upstream.name == *name) {

@@ -19,8 +19,8 @@ pub(super) struct Engine {
     pub(super) inner: Arc<Inner>,
     pub(super) http: Http,
     pub(super) store: Store,
-    /// The name of this machine.
-    pub(super) machine: Arc<str>,
+    /// Which sidecar of which machine.
+    pub(super) instance: Arc<str>,
 }
 
 impl Engine {
@@ -50,10 +50,10 @@ impl Engine {
 
     fn attempt(&self, due: Due) -> impl Future<Output = (u64, Delivery)> + use<> {
         let endpoint = self.inner.endpoint(&due.message.to);
-        let (http, machine) = (self.http.clone(), Arc::clone(&self.machine));
+        let (http, instance) = (self.http.clone(), Arc::clone(&self.instance));
         async move {
             let delivery = match endpoint {
-                Some(endpoint) => send(&endpoint, &http, &machine, &due.message).await,
+                Some(endpoint) => send(&endpoint, &http, &instance, &due.message).await,
                 None => Delivery::Gone,
             };
             (due.number, delivery)
@@ -72,9 +72,9 @@ async fn until(wake: Option<Instant>) {
     }
 }
 
-async fn send(endpoint: &Endpoint, http: &Http, machine: &str, message: &Message) -> Delivery {
+async fn send(endpoint: &Endpoint, http: &Http, instance: &str, message: &Message) -> Delivery {
     let (host, alert, status) = (endpoint.host(), &*message.alert.alert, message.status.word());
-    match endpoint.deliver(http, machine, message).await {
+    match endpoint.deliver(http, instance, message).await {
         Ok(()) => {
             metrics::alert_sent(endpoint.kind(), status);
             tracing::info!(host, alert, status, id = &*message.id, "alert sent");

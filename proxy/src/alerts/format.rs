@@ -17,14 +17,14 @@ const ALERTMANAGER_HOLDS: Duration = Duration::from_hours(7 * 24);
 pub(super) fn body(
     kind: WebhookKind,
     routing_key: Option<&Password>,
-    host: &str,
+    instance: &str,
     message: &Message,
 ) -> Value {
     match kind {
         WebhookKind::Json => generic(message),
-        WebhookKind::Slack => slack(host, message),
-        WebhookKind::Pagerduty => pagerduty(routing_key, host, message),
-        WebhookKind::Alertmanager => alertmanager(host, message),
+        WebhookKind::Slack => slack(instance, message),
+        WebhookKind::Pagerduty => pagerduty(routing_key, instance, message),
+        WebhookKind::Alertmanager => alertmanager(instance, message),
     }
 }
 
@@ -44,7 +44,7 @@ fn generic(message: &Message) -> Value {
 
 /// <https://docs.slack.dev/messaging/sending-messages-using-incoming-webhooks>; `&`, `<` and `>` are control
 /// characters there.
-fn slack(host: &str, message: &Message) -> Value {
+fn slack(instance: &str, message: &Message) -> Value {
     let escape = |text: &str| text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
     let sign = match message.status {
         Status::Firing => ":red_circle:",
@@ -56,7 +56,7 @@ fn slack(host: &str, message: &Message) -> Value {
         "{sign} *{} {}* on {}\n{}\n{}",
         escape(&alert.alert),
         message.status.word(),
-        escape(host),
+        escape(instance),
         escape(&alert.summary),
         escape(&facts.join(" · ")),
     );
@@ -64,7 +64,7 @@ fn slack(host: &str, message: &Message) -> Value {
 }
 
 /// <https://developer.pagerduty.com/docs/send-alert-event>
-fn pagerduty(routing_key: Option<&Password>, host: &str, message: &Message) -> Value {
+fn pagerduty(routing_key: Option<&Password>, instance: &str, message: &Message) -> Value {
     let alert = &message.alert;
     let action = match message.status {
         Status::Firing => "trigger",
@@ -78,7 +78,7 @@ fn pagerduty(routing_key: Option<&Password>, host: &str, message: &Message) -> V
         "client": "tidegate",
         "payload": {
             "summary": summary,
-            "source": host,
+            "source": instance,
             "severity": "critical",
             "timestamp": message.at,
             "component": alert.upstream,
@@ -91,13 +91,13 @@ fn pagerduty(routing_key: Option<&Password>, host: &str, message: &Message) -> V
 
 /// <https://github.com/prometheus/alertmanager/blob/main/api/v2/openapi.yaml>, `postableAlerts`. The labels are
 /// the alert's identity, so nothing stands there that is not the same at its end.
-fn alertmanager(host: &str, message: &Message) -> Value {
+fn alertmanager(instance: &str, message: &Message) -> Value {
     let alert = &message.alert;
     let mut labels = serde_json::Map::new();
     let mut label = |name: &str, value: &str| labels.insert(name.to_owned(), value.into());
     label("alertname", &alert.alert);
     label("severity", "critical");
-    label("instance", host);
+    label("instance", instance);
     label("service", "tidegate");
     if let Some(lane) = alert.lane {
         label("lane", lane.word());
@@ -163,7 +163,7 @@ mod tests {
 
     fn sent(kind: WebhookKind, status: Status) -> Value {
         let key = Password::new("R0UT1NG".to_owned());
-        body(kind, Some(&key), "app-1", &message(status))
+        body(kind, Some(&key), "app-1:6433", &message(status))
     }
 
     #[test]
@@ -190,7 +190,7 @@ mod tests {
         let firing = sent(WebhookKind::Slack, Status::Firing);
         let text = firing["text"].as_str().unwrap();
 
-        assert!(text.contains("*write_stalled firing* on app-1"), "{text}");
+        assert!(text.contains("*write_stalled firing* on app-1:6433"), "{text}");
         assert!(text.contains("&lt;s1&gt; &amp; s2"), "{text}");
         assert!(text.contains("cause sync_standby"), "{text}");
     }
@@ -208,7 +208,7 @@ mod tests {
         assert_eq!(firing["dedup_key"], resolved["dedup_key"]);
         assert_eq!(firing["routing_key"], "R0UT1NG");
         assert_eq!(firing["payload"]["severity"], "critical");
-        assert_eq!(firing["payload"]["source"], "app-1");
+        assert_eq!(firing["payload"]["source"], "app-1:6433");
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod webhook;
 
 use std::fmt::Write as _;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -69,7 +70,12 @@ struct Inner {
     settings: ArcSwap<Settings>,
     last_write: LastWrite,
     watchdog: Arc<Watchdog>,
+    /// The version of the outbox that is on disk.
+    stored: AtomicU64,
 }
+
+/// What is on disk is not known yet.
+const UNREAD: u64 = u64::MAX;
 
 #[derive(Debug)]
 struct Settings {
@@ -97,13 +103,14 @@ impl Settings {
 }
 
 impl Alerts {
-    /// Starts the thread that sends.
+    /// Starts the thread that sends. `port` is one that no other sidecar of this machine has.
     ///
     /// # Errors
     /// When there can be no thread, no runtime, or no TLS. A folder that cannot be used is not an error: it is
     /// logged, and tried again.
     pub fn start(
         config: &config::Alerts,
+        port: u16,
         folder: Arc<StateDir>,
         watchdog: Arc<Watchdog>,
     ) -> Result<Self, StartError> {
@@ -112,7 +119,7 @@ impl Alerts {
             inner: Arc::clone(&alerts.0),
             http: Http::new()?,
             store: Store::new(folder),
-            machine: machine().into(),
+            instance: instance(port).into(),
         };
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let run = move || runtime.block_on(engine.run());
@@ -133,6 +140,7 @@ impl Alerts {
             settings: ArcSwap::from_pointee(settings),
             last_write: LastWrite::default(),
             watchdog,
+            stored: AtomicU64::new(UNREAD),
         }))
     }
 
@@ -186,14 +194,15 @@ impl Alerts {
         &self.0.last_write
     }
 
-    /// Waits until nothing is to be sent any more, for at most this long.
+    /// Waits until nothing is to be sent any more and the disk says so too, for at most this long: what it says is
+    /// sent at the next start.
     ///
     /// # Cancel safety
     /// Has no effect of its own.
     pub async fn settle(&self, limit: Duration) {
         const STEP: Duration = Duration::from_millis(10);
         let end = Instant::now() + limit;
-        while self.counts().pending > 0 && Instant::now() < end {
+        while !self.0.is_settled() && Instant::now() < end {
             tokio::time::sleep(STEP).await;
         }
     }
@@ -229,6 +238,12 @@ impl Inner {
         }
     }
 
+    fn is_settled(&self) -> bool {
+        let outbox = self.outbox();
+        let stored = !self.has_receivers() || self.stored.load(Ordering::Acquire) == outbox.version;
+        stored && outbox.pending() == 0
+    }
+
     fn has_receivers(&self) -> bool {
         !self.settings.load().endpoints.is_empty()
     }
@@ -255,7 +270,49 @@ fn new_id() -> Arc<str> {
     id.into()
 }
 
-/// The name of this machine, so that a page says where.
-fn machine() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+/// The name of this machine, so that a page says where; and the port, since an alert is known by its instance: one
+/// sidecar would end the alerts of another.
+fn instance(port: u16) -> String {
+    format!("{}:{port}", rustix::system::uname().nodename().to_string_lossy())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Webhook, WebhookKind};
+
+    const LIMIT: Duration = Duration::from_millis(500);
+
+    #[test]
+    fn two_sidecars_of_one_machine_are_two_instances() {
+        // The labels of their alerts would be the same, and the first to recover would end the alert of the other.
+        assert_ne!(instance(6433), instance(6434));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_clean_end_waits_for_the_disk_to_know_what_was_sent() {
+        // The file would still have the message when the process ends, and the next one would send it again.
+        let url = Password::new("http://x/".to_owned());
+        let webhook = Webhook { url, kind: WebhookKind::Json, routing_key: None, authorization: None };
+        let config = config::Alerts { webhooks: vec![webhook], ..config::Alerts::default() };
+        let alerts = Alerts::new(&config, Watchdog::new(1, config::Config::defaults().watchdog));
+        let took = async || {
+            let begin = Instant::now();
+            alerts.settle(LIMIT).await;
+            begin.elapsed()
+        };
+        assert_eq!(alerts.counts().pending, 0);
+
+        alerts.0.stored.store(alerts.0.outbox().version, Ordering::Release);
+        assert_eq!(took().await, Duration::ZERO);
+
+        alerts.0.outbox().version += 1;
+        assert_eq!(took().await, LIMIT);
+        let disk = Arc::clone(&alerts.0);
+        tokio::spawn(async move {
+            tokio::time::sleep(LIMIT / 2).await;
+            disk.stored.store(disk.outbox().version, Ordering::Release);
+        });
+        assert!(took().await < LIMIT);
+    }
 }

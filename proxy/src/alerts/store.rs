@@ -6,6 +6,7 @@
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -80,6 +81,7 @@ impl Store {
                     inner.outbox().adopt(saved, Timestamp::now(), Instant::now());
                 }
                 self.stage = Stage::At(version);
+                inner.stored.store(version, Ordering::Release);
             }
         }
     }

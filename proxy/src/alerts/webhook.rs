@@ -109,10 +109,10 @@ impl Endpoint {
     pub(super) async fn deliver(
         &self,
         http: &Http,
-        machine: &str,
+        instance: &str,
         message: &Message,
     ) -> Result<(), HttpError> {
-        let body = format::body(self.kind, self.routing_key.as_ref(), machine, message).to_string();
+        let body = format::body(self.kind, self.routing_key.as_ref(), instance, message).to_string();
         let mut request = Request::builder().method(Method::POST).uri(self.url.reveal());
         request = request.header(CONTENT_TYPE, "application/json").header(USER_AGENT, AGENT);
         if let Some(authorization) = &self.authorization {
