@@ -82,7 +82,7 @@ pub struct Shared {
     workers: Vec<Worker>,
     draining: AtomicBool,
     /// Held by the thread that reads for a reload: it may hang as long as the disk does.
-    reading: Mutex<()>,
+    reading: Arc<Mutex<()>>,
     /// What the control plane keeps.
     pub board: Board,
     /// The control thread's runtime.
@@ -169,7 +169,7 @@ impl Shared {
             auth_queries: Semaphore::new(AUTH_QUERIES),
             workers,
             draining: AtomicBool::new(false),
-            reading: Mutex::default(),
+            reading: Arc::default(),
             board: Board::default(),
             control: OnceLock::new(),
             config: ArcSwap::from_pointee(config),
@@ -343,14 +343,15 @@ impl Shared {
 
     /// Reads on a thread of its own: the main thread has more to do than to wait for a disk.
     async fn read_anew(self: &Arc<Self>, sources: &Sources) -> Result<Ready, Vec<String>> {
+        let turn = timeout(DISK_TIMEOUT, Arc::clone(&self.reading).lock_owned()).await;
+        let turn = turn.map_err(|_| vec!["an earlier reload still waits for the disk".to_owned()])?;
         let (answer, read) = oneshot::channel();
         let (shared, sources) = (Arc::clone(self), sources.clone());
         let read_files = move || {
+            let ready = shared.try_reload(&sources);
+            drop(turn);
             // Nobody may wait for it any more.
-            let _ = answer.send(match shared.reading.try_lock() {
-                Ok(_reading) => shared.try_reload(&sources),
-                Err(_) => Err(vec!["an earlier reload still waits for the disk".to_owned()]),
-            });
+            let _ = answer.send(ready);
         };
         let started = std::thread::Builder::new().name("tidegate-reload".to_owned()).spawn(read_files);
         started.map_err(|error| vec![describe(&error)])?;
