@@ -142,7 +142,7 @@ async fn orders_are_taken_from_those_with_the_token_and_from_no_web_page() {
 
     assert_eq!(ask(&proxy, "GET", "/readyz", &[]).await.status, 200, "nothing was paused");
     assert_eq!(ask(&proxy, "GET", "/status", &["Host: evil.example"]).await.status, 421);
-    assert!(proxy.log().contains("an order without the right token was refused"));
+    proxy.wait_logged("an order without the right token was refused").await;
     assert!(!proxy.log().contains(TOKEN));
 }
 

@@ -388,7 +388,7 @@ async fn a_blocked_control_plane_is_noticed_from_outside_of_it() {
     let alert = within(FIVE_SECONDS, "the alert", receiver.wait_accepted(1)).await;
 
     assert_eq!(said(&alert), [message("control_stalled", "firing")]);
-    assert!(proxy.log().contains("no progress"));
+    proxy.wait_logged("no progress").await;
     wait_for(SOON, "the journal has it", async || {
         let journal = std::fs::read_to_string(proxy.dir().join("state/journal.jsonl")).ok()?;
         journal.lines().any(|line| line.contains("watchdog") && line.contains("control")).then_some(())
