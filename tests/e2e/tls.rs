@@ -394,17 +394,23 @@ async fn every_mode_of_libpq_means_what_it_means_there() {
     let only_tls = tls_node(&here, None, &["hostssl all all 127.0.0.1/32 trust"]);
     let only_plain = tls_node(&here, None, &["hostnossl all all 127.0.0.1/32 trust"]);
     let misnamed = tls_node(&elsewhere, None, &[]);
-    let ports = [shared_postgres(), &open, &only_tls, &only_plain, &misnamed].map(Node::port);
+    let old = tls_node(&here, None, &[]);
+    for parameter in ["ssl_min_protocol_version = 'TLSv1'", "ssl_max_protocol_version = 'TLSv1.1'"] {
+        old.sql(&format!("ALTER SYSTEM SET {parameter}")).unwrap();
+    }
+    old.sql("SELECT pg_reload_conf()").unwrap();
+    let ports = [shared_postgres(), &open, &only_tls, &only_plain, &misnamed, &old].map(Node::port);
     let (plain, tls) = (Some(false), Some(true));
-    // Columns: a server without TLS, with TLS, TLS only, plain only, TLS with the name of another host.
+    // Columns: a server without TLS, with TLS, TLS only, plain only, TLS with the name of another host, TLS that is too
+    // old for the handshake to succeed.
     let rows = [
-        ("disable", "", [plain, plain, None, plain, plain]),
-        ("allow", "", [plain, plain, tls, plain, plain]),
-        ("prefer", "", [plain, tls, tls, plain, tls]),
-        ("require", "", [None, tls, tls, None, tls]),
-        ("require", WITH_CA, [None, tls, tls, None, tls]),
-        ("verify-ca", WITH_CA, [None, tls, tls, None, tls]),
-        ("verify-full", WITH_CA, [None, tls, tls, None, None]),
+        ("disable", "", [plain, plain, None, plain, plain, plain]),
+        ("allow", "", [plain, plain, tls, plain, plain, plain]),
+        ("prefer", "", [plain, tls, tls, plain, tls, plain]),
+        ("require", "", [None, tls, tls, None, tls, None]),
+        ("require", WITH_CA, [None, tls, tls, None, tls, None]),
+        ("verify-ca", WITH_CA, [None, tls, tls, None, tls, None]),
+        ("verify-full", WITH_CA, [None, tls, tls, None, None, None]),
     ];
 
     let mut differences = Vec::new();

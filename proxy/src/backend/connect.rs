@@ -170,36 +170,48 @@ impl Connector {
         lifetime: Duration,
         reached: &(dyn Fn() + Sync),
     ) -> Result<Backend, ConnectError> {
-        let encryption = match self.ssl_mode {
+        let mut encryption = match self.ssl_mode {
             SslMode::Disable | SslMode::Allow => Encryption::None,
             SslMode::Prefer => Encryption::IfOffered,
             SslMode::Require | SslMode::VerifyCa | SslMode::VerifyFull => Encryption::Demanded,
         };
         let mut options = OPTIONS;
-        let mut first = self.attempt(login, encryption, options, reached).await;
-        if let Err(ConnectError::Server(error)) = &first
-            && error.code == SqlState::UNDEFINED_OBJECT
-        {
-            options = OPTIONS_BEFORE_14;
-            first = self.attempt(login, encryption, options, reached).await;
+        loop {
+            let error = match self.attempt(login, encryption, options, reached).await {
+                Ok(handshake) => return Ok(handshake.into_backend(worker, lifetime)),
+                Err(error) => error,
+            };
+            match (self.other_way(encryption, &error), &error) {
+                (Some(other), _) => {
+                    tracing::debug!(address = %self.address, error = error.in_full(), "trying the other way, TLS or plain");
+                    encryption = other;
+                }
+                (None, ConnectError::Server(refused))
+                    if refused.code == SqlState::UNDEFINED_OBJECT && options == OPTIONS =>
+                {
+                    options = OPTIONS_BEFORE_14;
+                }
+                (None, _) => return Err(error),
+            }
         }
-        let handshake = match first {
-            Err(ConnectError::Server(error))
-                if self.ssl_mode == SslMode::Allow
-                    && error.code == SqlState::INVALID_AUTHORIZATION
-                    && self.tls.is_some() =>
-            {
-                self.attempt(login, Encryption::Demanded, options, reached).await?
+    }
+
+    /// What else to try when an attempt with this encryption failed, as libpq does. There is no way back.
+    fn other_way(&self, encryption: Encryption, error: &ConnectError) -> Option<Encryption> {
+        // A server that has TLS may have a rule for plain connections only, or the reverse.
+        let is_denied =
+            matches!(error, ConnectError::Server(refused) if refused.code == SqlState::INVALID_AUTHORIZATION);
+        match (self.ssl_mode, encryption) {
+            (SslMode::Allow, Encryption::None) if is_denied && self.tls.is_some() => {
+                Some(Encryption::Demanded)
             }
-            // As libpq: a server that has TLS may still have a rule for plain connections only.
-            Err(ConnectError::Server(error))
-                if self.ssl_mode == SslMode::Prefer && error.code == SqlState::INVALID_AUTHORIZATION =>
+            (SslMode::Prefer, Encryption::IfOffered)
+                if is_denied || matches!(error, ConnectError::Handshake(_)) =>
             {
-                self.attempt(login, Encryption::None, options, reached).await?
+                Some(Encryption::None)
             }
-            other => other?,
-        };
-        Ok(handshake.into_backend(worker, lifetime))
+            _ => None,
+        }
     }
 
     /// Whether `PostgreSQL` is there and answers. It forks a process for that, as for a login.
