@@ -367,6 +367,56 @@ async fn the_drain_ends_idle_sessions_and_lets_transactions_finish() {
 }
 
 #[tokio::test]
+async fn the_drain_lets_what_has_begun_without_a_backend_finish() {
+    // A BEGIN that was answered is a transaction, and half an exchange is on its way: both are owed more than a FATAL.
+    let mut bench = bench("").await;
+    let table = tidegate_tests::fresh_database();
+    let (mut begun, _) = bench.app().await;
+    begun.query(&format!("CREATE TABLE {table} ()")).await;
+    begun.query("BEGIN").await;
+    let (mut partial, _) = bench.app().await;
+    let exchange = Frames::new().unnamed("SELECT 'whole'", &[]).sync();
+    let (first, rest) = exchange.as_ref().split_at(20);
+    partial.send(first).await;
+    let (mut empty, _) = bench.app().await;
+    empty.query("BEGIN").await;
+    let (mut idle, _) = bench.app().await;
+
+    bench.proxy.signal(Signal::TERM);
+    idle.expect_end().await;
+    let wrote = begun.query(&format!("INSERT INTO {table} DEFAULT VALUES")).await;
+    let committed = [begun.query("COMMIT").await, empty.query("COMMIT").await];
+    partial.send(rest).await;
+    let whole = partial.reply().await;
+
+    assert_eq!(wrote.commands(), ["INSERT 0 1"]);
+    assert!(committed.iter().all(|reply| reply.commands() == ["COMMIT"]), "{committed:?}");
+    assert_eq!(whole.value(), some("whole"));
+    for app in [&mut begun, &mut empty, &mut partial] {
+        let end = app.expect_end().await;
+        assert_eq!(end.last().and_then(tidegate_tests::Message::problem).unwrap().code(), "57P01");
+    }
+    assert_eq!(bench.proxy.wait_exit(PATIENCE).await.code(), Some(0), "{}", bench.proxy.log());
+    assert_eq!(shared_postgres().sql(&format!("SELECT count(*) FROM {table}")).unwrap(), "1");
+}
+
+#[tokio::test]
+async fn the_drain_ends_what_has_begun_without_a_backend_when_its_time_is_over() {
+    // Nothing runs in it, so nothing else would end it: the process would wait for a thinking application.
+    let mut bench = bench("timeouts.drain = \"500ms\"").await;
+    let (mut begun, _) = bench.app().await;
+    begun.query("BEGIN").await;
+
+    bench.proxy.signal(Signal::TERM);
+    let end = begun.expect_end().await;
+
+    let problem = end.last().and_then(tidegate_tests::Message::problem).unwrap();
+    assert_eq!((problem.code(), problem.detail_of("reason")), ("57P01", Some("drain")));
+    assert_eq!(problem.detail_of("outcome"), Some("rolled_back"));
+    assert_eq!(bench.proxy.wait_exit(PATIENCE).await.code(), Some(0), "{}", bench.proxy.log());
+}
+
+#[tokio::test]
 async fn signals_are_obeyed_from_the_line_that_says_ready_on() {
     // Seen on a busy machine: a SIGHUP right behind that line ended the process, as signals do that nobody waits for.
     for _ in 0..8 {

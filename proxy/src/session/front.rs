@@ -175,12 +175,12 @@ impl Session {
     fn idle_signal(&mut self) -> Option<Refusal> {
         let entry = &self.registration.entry;
         entry.clear(Signal::Cancel);
-        for signal in [Signal::Kill, Signal::Drain, Signal::Overdue] {
-            if entry.has(signal) {
-                return Some(self.signalled(signal));
-            }
-        }
-        None
+        // What has begun may finish: a transaction that waits for its first statement, an exchange of which a part is there.
+        let is_amid = !self.talk.begin.is_empty() || !self.to_db.unseen().is_empty();
+        [Signal::Kill, Signal::Drain, Signal::Overdue]
+            .into_iter()
+            .find(|signal| entry.has(*signal) && !(*signal == Signal::Drain && is_amid))
+            .map(|signal| self.signalled(signal))
     }
 
     /// Looks at what has come. Answers what needs no backend, and leaves the rest for the relay.
