@@ -280,6 +280,24 @@ async fn sessions_beyond_the_maximum_are_refused_until_one_leaves() {
 }
 
 #[tokio::test]
+async fn who_asks_for_encryption_hears_that_there_are_too_many_sessions() {
+    // libpq shows no error that comes instead of an answer to that (CVE-2024-10977), and nobody would know why.
+    let bench = bench("listen.max_sessions = 1").await;
+    let mut silent = Vec::new();
+    // One in the only place and four that are looked at: whoever comes then is turned away unseen.
+    for _ in 0..5 {
+        silent.push(ScriptedApp::connect(bench.proxy.address()).await);
+    }
+    let mut app = ScriptedApp::connect(bench.proxy.address()).await;
+
+    let answers = (app.ssl_request().await, app.gss_enc_request().await);
+    let problem = app.log_in(POSTGRES).await.unwrap_err();
+
+    assert_eq!(answers, (Some(b'N'), Some(b'N')));
+    assert_eq!((problem.severity(), problem.code()), ("FATAL", "53300"));
+}
+
+#[tokio::test]
 async fn a_connection_that_never_logs_in_is_closed_at_the_deadline() {
     // Idle sockets would fill max_sessions. One that has logged in must outlive the same deadline.
     let options = ProxyOptions::new(TIDEGATE)

@@ -16,7 +16,7 @@ use crate::exchange::Refusal;
 use crate::io::socket::Keepalive;
 use crate::io::{Buffer, Socket, Stream};
 use crate::server::Shared;
-use crate::wire::startup::StartupPacket;
+use crate::wire::startup::{StartupPacket, packet_len};
 
 /// Pending connections that the kernel keeps for us.
 const BACKLOG: i32 = 1024;
@@ -170,9 +170,7 @@ impl Shared {
 async fn turn_away(socket: Socket, limit: usize, shared: Arc<Shared>, _place: SemaphorePermit<'static>) {
     let mut stream = Stream::Plain(socket);
     let conversation = async {
-        let mut input = Buffer::lend();
-        stream.fill(&mut input).await?;
-        if let Ok(StartupPacket::Cancel { process_id, secret }) = StartupPacket::read(input.unread()) {
+        if let Some(StartupPacket::Cancel { process_id, secret }) = unencrypted(&mut stream).await? {
             crate::telemetry::metrics::get().cancels.increment(1);
             shared.registry.cancel(process_id, &secret).await;
             return Ok(());
@@ -187,4 +185,25 @@ async fn turn_away(socket: Socket, limit: usize, shared: Arc<Shared>, _place: Se
     };
     // A peer that says nothing is not waited for.
     let _ = tokio::time::timeout(Duration::from_secs(1), conversation).await;
+}
+
+/// What follows when encryption is declined: whoever asks for that shows no error to its user, but believes that it
+/// comes from somebody in between. `None` is no packet.
+async fn unencrypted(stream: &mut Stream) -> io::Result<Option<StartupPacket>> {
+    let mut input = Buffer::lend();
+    loop {
+        let Ok(len) = packet_len(input.unread()) else { return Ok(None) };
+        let Some(packet) = len.and_then(|len| input.unread().get(..len)) else {
+            if stream.fill(&mut input).await? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            continue;
+        };
+        let (len, packet) = (packet.len(), StartupPacket::read(packet));
+        input.consume(len);
+        match packet {
+            Ok(StartupPacket::SslRequest | StartupPacket::GssEncRequest) => stream.write_all(b"N").await?,
+            packet => return Ok(packet.ok()),
+        }
+    }
 }
