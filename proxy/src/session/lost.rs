@@ -72,7 +72,7 @@ impl Session {
     /// The next exchange of a transaction may not be sent: the transaction is over.
     pub(super) fn refuse_in_transaction(&mut self, lease: Lease, refusal: &Refusal) -> Flowing {
         self.talk.look_ahead(self.to_db.unseen(), &self.pool);
-        let commits = self.talk.sort(self.to_db.unseen(), &self.pool).commits;
+        let commits = self.talk.sort(self.to_db.unseen(), &self.pool).commits();
         let rolls_back = self.talk.only_rolls_back(self.to_db.unseen());
         let had_failed = self.talk.has_failed();
         self.leave(lease);

@@ -10,6 +10,7 @@ use super::front::{Assembled, assemble};
 use super::names::UnnamedKind;
 use super::notes::{NewPins, PortalKind};
 use super::relay::Hold;
+use super::sorting::FUNCTION_CALL;
 use crate::backend::Backend;
 use crate::exchange::{Facts, Owed};
 use crate::io::Flow;
@@ -240,7 +241,7 @@ impl Conversation {
                 self.exchange_ends();
             }
             tag::FUNCTION_CALL => {
-                let _ = self.notes.sent(&Facts::of(b"call"), &mut self.pins);
+                let _ = self.notes.sent(&Facts::of(FUNCTION_CALL), &mut self.pins);
                 self.tokens.sent_unknown();
                 self.ledger.owe(Owed::FunctionCall);
                 self.exchange_ends();
@@ -327,6 +328,8 @@ impl Conversation {
             flow.want(header.frame_len);
             return Step::Stop(Outbound::More);
         }
+        // Of several statements one may be a COMMIT; and what is one may be a DO that commits and goes on.
+        self.notes.commits_midway |= matches!(owed, Owed::Query) || self.is_outside();
         self.sent(&Facts::default());
         self.ledger.owe(owed);
         self.move_on(header, flow, Fate::Pass)

@@ -29,8 +29,7 @@ pub(super) struct Sorted {
     pub(super) lane: Lane,
     /// The transaction behind it.
     pub(super) transaction: TransactionLane,
-    /// Whether it may commit by its own words.
-    pub(super) commits: bool,
+    commits: Commits,
     /// Whether it begins with BEGIN.
     begins: bool,
     statements: Statements,
@@ -47,6 +46,15 @@ enum Statements {
     Some,
 }
 
+/// Whether an exchange commits by its own words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Commits {
+    No,
+    /// Nobody has read all of them.
+    Unread,
+    Yes,
+}
+
 /// What a running exchange may be doing when its deadline passes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Kind {
@@ -54,6 +62,8 @@ pub(super) enum Kind {
     Statement,
     /// A write outside of a transaction: it runs, and then commits by itself.
     Autocommit,
+    /// What was not read: it may be a write as well as a COMMIT, or both.
+    Unread,
     /// A COMMIT.
     Commit,
 }
@@ -109,7 +119,7 @@ impl Sorted {
     const PLAIN: Self = Self {
         lane: Lane::Read,
         transaction: TransactionLane::READ,
-        commits: false,
+        commits: Commits::No,
         begins: false,
         statements: Statements::Some,
         looked_at: 0,
@@ -119,10 +129,16 @@ impl Sorted {
     /// What it is, under this transaction status.
     pub(super) fn kind(self, status: TransactionStatus) -> Kind {
         match (self.lane, self.commits, status) {
-            (Lane::Write, true, _) => Kind::Commit,
-            (Lane::Write, false, TransactionStatus::Idle) if !self.begins => Kind::Autocommit,
+            (Lane::Write, Commits::Yes, _) => Kind::Commit,
+            (Lane::Write, Commits::Unread, _) => Kind::Unread,
+            (Lane::Write, Commits::No, TransactionStatus::Idle) if !self.begins => Kind::Autocommit,
             (Lane::Read | Lane::Write, ..) => Kind::Statement,
         }
+    }
+
+    /// Whether it is known to commit by its own words.
+    pub(super) fn commits(self) -> bool {
+        self.commits == Commits::Yes
     }
 
     /// Whether it has no statement.
@@ -138,10 +154,14 @@ impl Sorted {
     /// Nothing is known of it: the careful guess.
     fn is_unknown(mut self) -> Self {
         self.lane = Lane::Write;
-        self.commits = true;
+        self.commits = self.commits.max(Commits::Unread);
+        self.statements = Statements::Some;
         self
     }
 }
+
+/// What a call by the protocol is like, as a text.
+pub(super) const FUNCTION_CALL: &[u8] = b"CALL";
 
 /// Long enough for the values that choose rows; what is longer differs by what it stores.
 const HASHED_MAX: usize = 512;
@@ -196,7 +216,7 @@ impl Conversation {
         let mut sorted = Sorted {
             lane: Lane::Read,
             transaction: if is_new { TransactionLane::default() } else { self.transaction },
-            commits: false,
+            commits: Commits::No,
             begins: false,
             statements: Statements::None,
             looked_at: 0,
@@ -236,7 +256,13 @@ impl Conversation {
                     }
                     None => return sorted.is_unknown(),
                 },
-                tag::FUNCTION_CALL => return sorted.is_unknown(),
+                tag::FUNCTION_CALL => {
+                    // It cannot end a transaction; else it is known by a number only.
+                    add(&mut self.terms, &Facts::of(FUNCTION_CALL), pool, &mut sorted, || {
+                        fingerprint_of(FUNCTION_CALL)
+                    });
+                    return sorted;
+                }
                 tag::SYNC | tag::FLUSH | tag::TERMINATE => return sorted,
                 _ => {}
             }
@@ -402,6 +428,8 @@ fn add(
     let surroundings = Surroundings { pool, learned, asked: terms.now().lane, pins: sorted.pins };
     let lane = sorted.transaction.next(facts, surroundings, fingerprint);
     sorted.lane = sorted.lane.max(lane);
-    sorted.commits |= facts.commits;
+    if facts.commits {
+        sorted.commits = Commits::Yes;
+    }
     terms.hint(&facts.hints);
 }

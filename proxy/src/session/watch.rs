@@ -276,6 +276,7 @@ fn bound(terms: &Terms, lane: Lane, kind: Kind) -> Option<Duration> {
         (Lane::Read, _) => terms.timeouts.read,
         (Lane::Write, Kind::Commit) => terms.timeouts.commit,
         (Lane::Write, Kind::Statement | Kind::Autocommit) => terms.timeouts.write,
+        (Lane::Write, Kind::Unread) => longer(terms.timeouts.write, terms.timeouts.commit),
     };
     match (terms.deadline, timeout.is_zero()) {
         (Some(deadline), true) => Some(deadline),
@@ -283,6 +284,11 @@ fn bound(terms: &Terms, lane: Lane, kind: Kind) -> Option<Duration> {
         (None, true) => None,
         (None, false) => Some(timeout),
     }
+}
+
+/// The longer of two timeouts, of which zero has no end.
+fn longer(one: Duration, other: Duration) -> Duration {
+    if one.is_zero() || other.is_zero() { Duration::ZERO } else { one.max(other) }
 }
 
 /// When the transaction as a whole is due, on the clock.
@@ -532,7 +538,7 @@ impl Session {
                 }
                 self.cancel_overdue(lease, now)
             }
-            (Overdue::No, Kind::Autocommit | Kind::Commit) => {
+            (Overdue::No, Kind::Autocommit | Kind::Unread | Kind::Commit) => {
                 if is_load(look.as_ref()) {
                     lease.fared_badly(now);
                 }
@@ -548,7 +554,7 @@ impl Session {
             (Overdue::Cancelling, Kind::Statement) => {
                 Verdict::GiveUp(Refusal::TimedOut(timed_out(run, look.as_ref())))
             }
-            (Overdue::Cancelling, Kind::Autocommit | Kind::Commit) => {
+            (Overdue::Cancelling, Kind::Autocommit | Kind::Unread | Kind::Commit) => {
                 let cause = look.as_ref().map_or(Cause::Unknown, |look| cause(look.wait));
                 Verdict::GiveUp(self.unresolved(cause))
             }

@@ -407,6 +407,58 @@ async fn a_read_behind_a_write_takes_neither_its_lane_nor_its_deadline_away() {
     assert_eq!(read.value().as_deref(), Some("7"));
 }
 
+/// `FunctionCall` of `pg_sleep(60)`.
+fn sleep_call(node: &Node) -> Frames {
+    let oid: u32 = node.sql("SELECT 'pg_sleep'::regproc::oid").unwrap().parse().unwrap();
+    // One argument, argument and result as text.
+    let body = [&oid.to_be_bytes()[..], &[0, 0, 0, 1, 0, 0, 0, 2], b"60", &[0, 0]].concat();
+    Frames::new().message(b'F', &body)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_function_call_is_a_statement_that_writes_and_no_commit() {
+    // Given up as a commit, at the deadline of one, it would be called unknown where nothing can have become durable.
+    let fixture = Fixture::new("").await;
+    let sections = "[timeouts]\nwrite = \"1500ms\"\ncommit = \"20s\"\n";
+    let proxy = guarded(&fixture.node, sections).await;
+    let call = block_in_place(|| sleep_call(&fixture.node));
+    let details = [("reason", "write_timeout"), ("lane", "write"), ("outcome", "rolled_back")];
+    let (mut inside, mut outside) = (session(&proxy).await, session(&proxy).await);
+    run(&mut inside, "BEGIN").await;
+    run(&mut inside, "INSERT INTO ledger VALUES (1)").await;
+
+    for (app, status) in [(&mut inside, 'E'), (&mut outside, 'I')] {
+        let (reply, took) = timed_frames(app, call.clone()).await;
+
+        at_deadline("a function call", took, DEADLINE);
+        refused(&reply, "57014", &details);
+        assert_eq!(reply.status(), Some(status));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_text_that_nobody_reads_has_all_the_time_it_may_need_and_is_called_unknown() {
+    // It may write for as long as a write may, or commit and go on: its rows are there, whatever the error says.
+    let fixture = Fixture::new("").await;
+    let comment = "x".repeat(300_000);
+    let text = format!("BEGIN; INSERT INTO ledger VALUES (7); COMMIT; SELECT pg_sleep(60) /* {comment} */");
+    for (write, commit) in [("1500ms", "500ms"), ("500ms", "1500ms")] {
+        let sections = format!(
+            "[timeouts]\nwrite = \"{write}\"\ncommit = \"{commit}\"\nqueue = \"500ms\"\nconnect = \"500ms\"\n"
+        );
+        let proxy = guarded(&fixture.node, &sections).await;
+        let mut app = session(&proxy).await;
+
+        let (reply, took) = timed(&mut app, &text).await;
+
+        at_deadline("what nobody reads", took, DEADLINE);
+        refused(&reply, "08007", &[("reason", "commit_unresolved"), ("outcome", "unknown")]);
+        assert_eq!(reply.status(), Some('I'));
+        Watch::new(&fixture.node).await.wait("it is cancelled", NOTHING_RUNS).await;
+    }
+    assert_eq!(Watch::new(&fixture.node).await.ledger().await.get(&7), Some(&2));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_stuck_commit_can_be_cancelled_and_is_then_called_unreplicated() {
     // The choice of those who want their locks back: committed here, confirmed by no standby, and never plain success.
