@@ -277,7 +277,8 @@ async fn with_all_servers_down_answers_are_fast_and_the_first_good_one_is_used_w
     };
     for sql in ["SELECT 1", "INSERT INTO written VALUES (1)"] {
         let problem = wait_for(SOON, "the loss is known", async || refused(&mut app, sql).await).await;
-        assert_eq!(problem.code(), "53000");
+        let lane = if sql == "SELECT 1" { "read" } else { "write" };
+        assert_eq!((problem.code(), problem.detail_of("lane")), ("53000", Some(lane)), "{problem:?}");
         assert!(problem.detail_of("retry_after_ms").is_some(), "{problem:?}");
     }
 
@@ -357,6 +358,7 @@ async fn with_two_primaries_of_one_timeline_writes_are_refused_and_reads_go_on()
     {
         let problem = app.query(&write).await.error().unwrap_or_else(|| panic!("{write} worked"));
         assert_eq!(problem.detail_of("reason"), Some("no_upstream"), "{write}: {problem:?}");
+        assert_eq!(problem.detail_of("lane"), Some("write"), "{write}: {problem:?}");
     }
     run(&mut reading, "ROLLBACK").await;
     let kept = block_in_place(|| first.sql("SELECT count(*) FROM written")).unwrap();

@@ -476,8 +476,11 @@ async fn a_backend_that_takes_no_settings_is_left_and_forgotten() {
     assert_eq!(show(&mut frozen.app, "work_mem").await, "7MB");
 
     let error = refused.error().expect("an error");
-    assert_eq!((error.severity(), error.code()), ("ERROR", "40000"), "{error:?}");
+    assert_eq!((error.severity(), error.code()), ("ERROR", "53000"), "{error:?}");
+    assert_eq!(error.detail_of("reason"), Some("no_upstream"), "{error:?}");
+    assert_eq!(error.detail_of("lane"), Some("read"), "{error:?}");
     assert_eq!(error.detail_of("outcome"), Some("not_sent"), "{error:?}");
+    assert!(error.detail_of("retry_after_ms").is_some(), "{error:?}");
     wait_nothing_runs(&frozen.proxy).await;
     frozen.thaw();
 }

@@ -117,6 +117,9 @@ pub enum ConnectError {
     /// The server broke the protocol.
     #[error("the server broke the protocol")]
     Protocol(#[from] WireError),
+    /// The connection was there, and broke or fell silent before it was as the session needs it.
+    #[error("the settings of the session could not be brought to it")]
+    Unsettled,
 }
 
 impl ConnectError {
@@ -139,9 +142,12 @@ impl ConnectError {
             Self::NoCredential(_) | Self::Scram(_) | Self::TlsUnsupported | Self::Tls(_) => true,
             // What rustls refuses (a wrong name, an unknown authority) it refuses again.
             Self::Handshake(error) => error.kind() == io::ErrorKind::InvalidData,
-            Self::Resolve(_) | Self::Unreachable(_) | Self::Lost(_) | Self::Timeout | Self::Protocol(_) => {
-                false
-            }
+            Self::Resolve(_)
+            | Self::Unreachable(_)
+            | Self::Lost(_)
+            | Self::Timeout
+            | Self::Protocol(_)
+            | Self::Unsettled => false,
         }
     }
 }

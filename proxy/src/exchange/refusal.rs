@@ -180,6 +180,8 @@ pub enum Refusal {
     CommittedUnreplicated,
     /// No server can be reached.
     NoUpstream {
+        /// The lane that would have needed it.
+        lane: Lane,
         /// What the last attempt met.
         cause: Arc<ConnectError>,
         /// When the next attempt is made.
@@ -187,6 +189,8 @@ pub enum Refusal {
     },
     /// No server may run it now, as far as the servers' roles are known.
     NoServer {
+        /// Its lane.
+        lane: Lane,
         /// Why there is none.
         why: WhyNot,
         /// When to try again.
@@ -354,9 +358,11 @@ impl Refusal {
     /// The lane that it is about, where the refusal itself knows it.
     pub fn lane(&self) -> Option<Lane> {
         match self {
-            Self::Shed { lane, .. } | Self::BreakerOpen { lane, .. } | Self::Paused { lane, .. } => {
-                Some(*lane)
-            }
+            Self::Shed { lane, .. }
+            | Self::BreakerOpen { lane, .. }
+            | Self::Paused { lane, .. }
+            | Self::NoUpstream { lane, .. }
+            | Self::NoServer { lane, .. } => Some(*lane),
             Self::TimedOut(timed_out) => Some(timed_out.lane),
             Self::CommitUnresolved { .. } | Self::CommitRolledBack { .. } | Self::CommittedUnreplicated => {
                 Some(Lane::Write)
@@ -537,6 +543,8 @@ fn login_code(cause: &ConnectError) -> SqlState {
 fn cause_of(error: &ConnectError) -> Cause {
     match error {
         ConnectError::Timeout => Cause::Frozen,
+        // Broken or silent.
+        ConnectError::Unsettled => Cause::Unknown,
         ConnectError::NoCredential(_)
         | ConnectError::Scram(_)
         | ConnectError::Tls(_)

@@ -211,7 +211,7 @@ impl Pool {
     /// As [`Pool::acquire`], for whoever was given none at once: a wait, or why there is none.
     #[cold]
     pub(crate) fn enqueue(self: &Arc<Self>, lane: Lane, ask: Ask, worker: usize) -> Acquire {
-        if let Some(trouble) = self.hopeless() {
+        if let Some(trouble) = self.hopeless(lane) {
             return Acquire::refused(trouble);
         }
         Acquire::waiting(Arc::clone(self), lane, ask, worker)
@@ -219,7 +219,7 @@ impl Pool {
 
     /// What an application is told that the queue refused.
     fn refusal(&self, lane: Lane, refused: Overloaded) -> Refusal {
-        if let Some(trouble) = self.trouble() {
+        if let Some(trouble) = self.trouble(lane) {
             return trouble;
         }
         if self.database.is_paused() {

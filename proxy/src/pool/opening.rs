@@ -12,6 +12,7 @@ use tidegate_layers::backoff::Backoff;
 use super::{Limits, Pool, PoolState, upstream};
 use crate::backend::{Backend, ConnectError, Login};
 use crate::exchange::Refusal;
+use crate::sql::Lane;
 use crate::telemetry::metrics;
 
 /// Pause before a connect is tried again after a failure: full jitter up to this, doubling.
@@ -72,13 +73,14 @@ impl Pool {
     }
 
     /// Why there is no backend, if connects fail and there is none.
-    pub(super) fn trouble(&self) -> Option<Refusal> {
+    pub(super) fn trouble(&self, lane: Lane) -> Option<Refusal> {
         let openings = self.openings();
-        openings.trouble.as_ref().filter(|_| self.has_none()).map(|trouble| trouble.refusal(Instant::now()))
+        let trouble = openings.trouble.as_ref().filter(|_| self.has_none())?;
+        Some(trouble.refusal(lane, Instant::now()))
     }
 
     /// As [`Pool::trouble`], once it has lasted for so long that waiting makes no sense.
-    pub(super) fn hopeless(&self) -> Option<Refusal> {
+    pub(super) fn hopeless(&self, lane: Lane) -> Option<Refusal> {
         if !self.has_none() {
             return None;
         }
@@ -87,7 +89,7 @@ impl Pool {
         let now = Instant::now();
         let patience = self.upstream.limits().queue_timeout;
         let lasting = now.duration_since(trouble.since) > patience && now < trouble.retry_at;
-        lasting.then(|| trouble.refusal(now))
+        lasting.then(|| trouble.refusal(lane, now))
     }
 
     /// Starts as many connects as the waiters need and the limits allow. Inside a runtime of a worker, or of
@@ -273,12 +275,12 @@ impl Pool {
 }
 
 impl Trouble {
-    fn refusal(&self, now: Instant) -> Refusal {
+    fn refusal(&self, lane: Lane, now: Instant) -> Refusal {
         let retry_after = self.retry_at.saturating_duration_since(now).max(BACKOFF_BASE);
         if self.cause.is_permanent() {
             return Refusal::LoginRefused(Arc::clone(&self.cause));
         }
-        Refusal::NoUpstream { cause: Arc::clone(&self.cause), retry_after }
+        Refusal::NoUpstream { lane, cause: Arc::clone(&self.cause), retry_after }
     }
 }
 
@@ -324,7 +326,6 @@ mod tests {
     use super::super::{Acquire, Lease, PoolKey};
     use super::*;
     use crate::guard::{Running, SlotId};
-    use crate::sql::Lane;
 
     const SOON: Duration = Duration::from_secs(10);
     const ANYWHERE: usize = 0;

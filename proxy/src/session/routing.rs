@@ -77,7 +77,9 @@ impl Session {
         loop {
             match self.turn_to_server(sorted) {
                 Ok(epoch) => return Ok(epoch),
-                Err((why, epoch)) => self.wait_for_server(why, epoch, &mut until, deadline).await?,
+                Err((why, epoch)) => {
+                    self.wait_for_server(sorted.lane, why, epoch, &mut until, deadline).await?;
+                }
             }
         }
     }
@@ -141,12 +143,13 @@ impl Session {
     #[cold]
     async fn wait_for_server(
         &mut self,
+        lane: Lane,
         why: WhyNot,
         epoch: u64,
         until: &mut Option<Instant>,
         deadline: Option<Instant>,
     ) -> Result<(), Option<Refusal>> {
-        let refusal = || Err(Some(Refusal::NoServer { why, retry_after: RETRY_AFTER }));
+        let refusal = || Err(Some(Refusal::NoServer { lane, why, retry_after: RETRY_AFTER }));
         let routes = Arc::clone(&self.routes);
         let now = Instant::now();
         let (window, max) = routes.hold_policy(now);
@@ -173,7 +176,7 @@ impl Session {
     /// Why a write may not be sent, wherever it would run.
     pub(super) fn forbids(&self, lane: Lane) -> Option<Refusal> {
         let why = (lane == Lane::Write).then(|| self.routes.no_writes()).flatten()?;
-        Some(Refusal::NoServer { why, retry_after: RETRY_AFTER })
+        Some(Refusal::NoServer { lane, why, retry_after: RETRY_AFTER })
     }
 
     /// Whether the backend that the session holds may run what comes next.

@@ -13,9 +13,8 @@ use tokio::time::Instant;
 use super::relay::{Relayed, Told};
 use super::{Flowing, Session};
 use crate::backend::settings::{read_back, read_back_with_resets};
-use crate::backend::{BackendError, Settings};
+use crate::backend::{BackendError, ConnectError, Settings};
 use crate::exchange::Refusal;
-use crate::exchange::refusal::Outcome;
 use crate::pool::{Lease, Welcome};
 use crate::telemetry::metrics;
 use crate::wire::backend::put_parameter_status;
@@ -116,7 +115,8 @@ impl Session {
             }
             Unsent::Settings(SettingsRefused::Lost) => {
                 self.pool.upstream.trouble();
-                Refusal::BackendLost { outcome: Outcome::NotSent }
+                let (lane, cause) = (self.watch.lane(), Arc::new(ConnectError::Unsettled));
+                Refusal::NoUpstream { lane, cause, retry_after: self.pool.upstream.limits().codel.target }
             }
             Unsent::Late => {
                 let retry_after = self.pool.upstream.limits().codel.target;
