@@ -1,8 +1,10 @@
 //! `[databases]` and `[users]`: which servers, and what some databases and users have of their own.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::ini::Place;
+use super::pool::Waits;
 use super::source::{Item, Taken};
 use super::target::{duration, quoted, quoted_list};
 use super::{Draft, left};
@@ -31,12 +33,17 @@ pub(super) struct Served {
     pub(super) min_pool_size: Option<Taken<usize>>,
     pub(super) pool_mode: Option<Taken<String>>,
     pub(super) max_connections: Option<Taken<usize>>,
+    /// `query_wait_timeout`.
+    wait: Option<Taken<Duration>>,
 }
+
+/// The database that stands for all others, as there.
+const ALL_OTHERS: &str = "*";
 
 impl Databases {
     /// The first that has a name.
     pub(super) fn first_name(&self) -> Option<String> {
-        self.served.iter().map(|database| &database.name).find(|name| *name != "*").cloned()
+        self.served.iter().map(|database| &database.name).find(|name| *name != ALL_OTHERS).cloned()
     }
 
     /// Where the first stands.
@@ -141,6 +148,7 @@ impl Draft {
             min_pool_size: settings.number("min_pool_size", &mut self.problems),
             pool_mode: settings.text("pool_mode"),
             max_connections: settings.number("max_db_connections", &mut self.problems),
+            wait: settings.seconds("query_wait_timeout", &mut self.problems).filter(|w| !w.value.is_zero()),
         };
         for (key, kept) in [
             ("auth_user", &mut databases.auth_user),
@@ -160,13 +168,6 @@ impl Draft {
             self.forced(name, user, password, databases);
         } else if password.is_some() {
             self.target.left(&format!("{name}: password"), place, "it has no effect without user=");
-        }
-        if let Some(wait) =
-            settings.seconds("query_wait_timeout", &mut self.problems).filter(|w| !w.value.is_zero())
-        {
-            let timeouts = BTreeMap::from([("queue", wait.value)]);
-            let pattern = if name == "*" { "*".to_owned() } else { name.clone() };
-            self.rule("database", &pattern, &timeouts, &format!("{name}: {}", wait.from()));
         }
         databases.served.push(served);
         for rest in item.settings.rest() {
@@ -197,7 +198,47 @@ impl Draft {
         }
     }
 
-    pub(super) fn users(&mut self) {
+    /// The first rule that matches wins: users before databases, and those with a name before all others.
+    pub(super) fn rules(&mut self, databases: &Databases, waits: Waits) {
+        let users = self.users(waits);
+        let of_databases: Vec<_> = databases.served.iter().filter(|one| one.wait.is_some()).collect();
+        if !users.is_empty() && !of_databases.is_empty() {
+            let names: Vec<_> = of_databases.iter().map(|one| &*one.name).collect();
+            self.target.attention(format!(
+                "Of rules only the first that matches counts: {} of [users] have nothing of query_wait_timeout of {} in \
+                 [databases]. Give them queue in their own rules where they need it.",
+                users.join(", "),
+                names.join(", ")
+            ));
+        }
+        let (others, named): (Vec<_>, Vec<_>) =
+            databases.served.iter().partition(|served| served.name == ALL_OTHERS);
+        let others_wait = others.iter().any(|one| one.wait.is_some());
+        for served in named.into_iter().chain(others) {
+            match &served.wait {
+                Some(wait) => {
+                    let timeouts = BTreeMap::from([("queue", wait.value)]);
+                    self.rule(
+                        "database",
+                        &served.name,
+                        timeouts,
+                        waits,
+                        format!("{}: {}", served.name, wait.from()),
+                    );
+                }
+                None if others_wait => {
+                    let timeouts = BTreeMap::from([("queue", waits.queue)]);
+                    let from = format!("{} ({}): what is said of * is not for it", served.name, served.place);
+                    self.rule("database", &served.name, timeouts, waits, from);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Gives the names of those that have a rule.
+    fn users(&mut self, waits: Waits) -> Vec<String> {
+        let mut names = Vec::new();
         for mut item in std::mem::take(&mut self.source.users) {
             let mut timeouts = BTreeMap::new();
             let mut from = Vec::new();
@@ -223,22 +264,34 @@ impl Draft {
             }
             if !timeouts.is_empty() {
                 let from = format!("[users] {}: {} ({})", item.name, from.join(", "), item.place);
-                self.rule("user", &item.name, &timeouts, &from);
+                self.rule("user", &item.name, timeouts, waits, from);
+                names.push(item.name.clone());
             }
             for rest in item.settings.rest() {
                 let why = left::of_user(&rest.key).unwrap_or("it is not known here; look it up");
                 self.target.left(&format!("[users] {}: {}", item.name, rest.key), &rest.place, why);
             }
         }
+        names
     }
 
     fn rule(
         &mut self,
         attribute: &str,
         pattern: &str,
-        timeouts: &BTreeMap<&str, std::time::Duration>,
-        from: &str,
+        mut timeouts: BTreeMap<&str, Duration>,
+        waits: Waits,
+        mut from: String,
     ) {
+        // Both or neither: `query_timeout` is the bound of reads and writes.
+        let statement = timeouts.get("write").copied().unwrap_or(waits.statement);
+        if timeouts.get("queue").copied().unwrap_or(waits.queue) > statement {
+            timeouts.insert("queue", statement);
+            from = format!(
+                "{from}; here the wait counts as part of the statement, which has {}",
+                duration(statement)
+            );
+        }
         let bounds: Vec<String> =
             timeouts.iter().map(|(key, bound)| format!("{key} = {}", duration(*bound))).collect();
         let body = format!(

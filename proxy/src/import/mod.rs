@@ -99,8 +99,8 @@ impl Draft {
         self.server_tls();
         self.admin();
         self.pool(&databases);
-        self.timeouts();
-        self.users();
+        let waits = self.timeouts();
+        self.rules(&databases, waits);
         self.leave_the_rest();
     }
 

@@ -17,6 +17,15 @@ const BACKENDS_MAX: usize = 262_143;
 /// There is no "never" for these; nobody runs a backend for longer.
 const NEVER: &str = "365days";
 
+/// What every session has, as far as waits go.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Waits {
+    /// For a backend.
+    pub(super) queue: Duration,
+    /// The shorter bound of reads and writes.
+    pub(super) statement: Duration,
+}
+
 impl Draft {
     pub(super) fn pool(&mut self, databases: &Databases) {
         self.pool_mode(databases);
@@ -163,13 +172,18 @@ impl Draft {
         }
     }
 
-    pub(super) fn timeouts(&mut self) {
+    pub(super) fn timeouts(&mut self) -> Waits {
         let ours = Config::defaults().timeouts;
         self.login(ours.login);
         let statement = self.statement();
         let shortest = statement.unwrap_or(ours.read.min(ours.write));
-        self.capped("server_connect_timeout", "timeouts.connect", ours.connect, shortest);
-        self.capped("query_wait_timeout", "timeouts.queue", ours.queue, shortest);
+        if self.capped("server_connect_timeout", "timeouts.connect", ours.connect, shortest).is_none() {
+            self.shorter("A connect to PostgreSQL", "timeouts.connect", ours.connect.min(shortest), "15s");
+        }
+        let queue = self.capped("query_wait_timeout", "timeouts.queue", ours.queue, shortest);
+        if queue.is_none() {
+            self.shorter("The wait for a backend", "timeouts.queue", ours.queue.min(shortest), "2m");
+        }
         for (theirs, key) in [
             ("transaction_timeout", "timeouts.transaction"),
             ("idle_transaction_timeout", "timeouts.idle_in_transaction"),
@@ -185,11 +199,19 @@ impl Draft {
                 ));
             }
         }
+        Waits { queue: queue.unwrap_or(ours.queue.min(shortest)), statement: shortest }
+    }
+
+    /// A bound that the file does not have, and that is shorter here than there by default.
+    fn shorter(&mut self, what: &str, key: &str, ours: Duration, theirs: &str) {
+        let ours = duration(ours);
+        self.target
+            .attention(format!("{what} is bounded by {ours} ({key}); PgBouncer's default is \"{theirs}\"."));
     }
 
     fn login(&mut self, default: Duration) {
         let Some(login) = self.source.pgbouncer.seconds("client_login_timeout", &mut self.problems) else {
-            return;
+            return self.shorter("A login", "timeouts.login", default, "1m");
         };
         if login.value.is_zero() {
             let why = format!("a login has a bound here, {} by default", duration(default));
@@ -221,13 +243,19 @@ impl Draft {
         Some(bound.value)
     }
 
-    /// A wait that is part of a statement's time here, and so cannot be longer.
-    fn capped(&mut self, theirs: &str, key: &'static str, default: Duration, most: Duration) {
+    /// A wait that is part of a statement's time here, and so cannot be longer. Gives what it is, if the file says so.
+    fn capped(
+        &mut self,
+        theirs: &str,
+        key: &'static str,
+        default: Duration,
+        most: Duration,
+    ) -> Option<Duration> {
         let Some(wait) = self.source.pgbouncer.seconds(theirs, &mut self.problems) else {
             if default > most {
                 self.target.set(key, duration(most), "at most the bound of a statement");
             }
-            return;
+            return None;
         };
         if wait.value.is_zero() || wait.value > most {
             let from = format!(
@@ -236,8 +264,10 @@ impl Draft {
                 duration(most)
             );
             self.target.set(key, duration(most), from);
+            Some(most)
         } else {
             self.target.set(key, duration(wait.value), wait.from());
+            Some(wait.value)
         }
     }
 }

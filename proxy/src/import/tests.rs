@@ -78,9 +78,14 @@ fn defaults_that_differ_and_matter_are_written_out() {
 
     assert_eq!((config.pool.mode, config.listen.auth), (PoolMode::Session, AuthMethod::Md5));
     let words = words(&text);
-    for told in
-        ["Statements have bounds here", "Idle in a transaction is bounded", "also listens on a unix socket"]
-    {
+    for told in [
+        "Statements have bounds here",
+        "Idle in a transaction is bounded",
+        "The wait for a backend is bounded by \"1s\" (timeouts.queue); PgBouncer's default is \"2m\"",
+        "A connect to PostgreSQL is bounded by \"1s\"",
+        "A login is bounded by \"10s\"",
+        "also listens on a unix socket",
+    ] {
         assert!(words.contains(told), "{told}: {words}");
     }
 }
@@ -194,6 +199,41 @@ fn bounds_of_a_user_become_a_rule() {
     assert_eq!(rule.timeouts.write.map(|bound| bound.as_secs()), Some(600));
     assert_eq!(rule.timeouts.idle_in_transaction.map(|bound| bound.as_secs()), Some(30));
     assert!(words(&text).contains("[users] batch: pool_mode (pgbouncer.ini:7)"), "{text}");
+}
+
+#[test]
+fn the_rule_that_is_meant_matches_first() {
+    // The first that matches wins here: behind that of `*` no other would ever count.
+    let (config, text) = config(
+        "[databases]\n* = host=db query_wait_timeout=3\nshop = host=db query_wait_timeout=2\nbooks = host=db\n\
+         [users]\nbatch = query_timeout=600\n[pgbouncer]\nlisten_addr = localhost\nauth_type = trust\n\
+         query_wait_timeout = 4\n",
+    );
+
+    let rules = config.rules.iter().map(|rule| {
+        let name = rule.matches.values().next().unwrap().as_str();
+        (name, rule.timeouts.queue.map(|bound| bound.as_secs()))
+    });
+    assert_eq!(
+        rules.collect::<Vec<_>>(),
+        [("batch", None), ("shop", Some(2)), ("books", Some(4)), ("*", Some(3))]
+    );
+    assert!(
+        words(&text).contains("batch of [users] have nothing of query_wait_timeout of *, shop"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_rule_has_no_longer_wait_than_its_statements_may_take() {
+    // The rules between keys would refuse the file.
+    let (config, _) = config(&format!(
+        "{}[users]\nquick = query_timeout=0.5\n",
+        LEAST.replace("host=10.0.0.1", "host=10.0.0.1 query_wait_timeout=120")
+    ));
+
+    let waits: Vec<_> = config.rules.iter().map(|rule| rule.timeouts.queue.unwrap().as_millis()).collect();
+    assert_eq!(waits, [500, 5000]);
 }
 
 #[test]
