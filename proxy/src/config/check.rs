@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::layers::Layers;
-use super::{AuthMethod, Config, ListenAddress, ListenTlsMode, Roles, SslMode};
+use super::{AuthMethod, Config, ListenAddress, ListenTlsMode, Roles, Rule, SslMode};
 
 /// The upper bound of `max_connections`: `MAX_BACKENDS` in the sources of PostgreSQL, 2^18 - 1.
 const BACKENDS_MAX: usize = 262_143;
@@ -269,6 +269,14 @@ fn check_sizes(config: &Config, layers: &mut Layers<'_>) {
         let reason = format!("{} is more than pool.size ({})", pool.min_idle, pool.size);
         layers.contradict(&["pool.min_idle", "pool.size"], reason, "lower min_idle or raise size");
     }
+    if pool.size > 0 && pool.write_slots() >= pool.size {
+        let key = if pool.size == 1 { "pool.size" } else { "pool.write_share" };
+        let what = format!(
+            "writes may have all of a pool ({}): when they hang, reads wait with them; keep at least one backend for reads",
+            pool.size
+        );
+        layers.warn(key, &what);
+    }
 }
 
 fn check_timeouts(config: &Config, layers: &mut Layers<'_>) {
@@ -307,7 +315,8 @@ fn check_timeouts(config: &Config, layers: &mut Layers<'_>) {
 }
 
 fn check_rules(config: &Config, layers: &mut Layers<'_>) {
-    for timeouts in config.rules.iter().map(|rule| rule.timeouts) {
+    for rule in &config.rules {
+        let timeouts = rule.timeouts;
         let bounds = [timeouts.queue, timeouts.read, timeouts.write, timeouts.commit];
         if bounds.into_iter().flatten().any(|bound| bound.is_zero()) {
             layers.contradict(
@@ -315,7 +324,34 @@ fn check_rules(config: &Config, layers: &mut Layers<'_>) {
                 "zero is no bound, and queue, read, write and commit of timeouts must have one".to_owned(),
                 "choose a time, at most 366 days",
             );
+        } else if [timeouts.queue, timeouts.read, timeouts.write].iter().any(Option::is_some) {
+            check_waits_of(rule, config, layers);
         }
+    }
+}
+
+/// As [`check_timeouts`], with what a rule puts in the place of the general bounds.
+fn check_waits_of(rule: &Rule, config: &Config, layers: &mut Layers<'_>) {
+    let (own, general) = (rule.timeouts, &config.timeouts);
+    let shortest = own.read.unwrap_or(general.read).min(own.write.unwrap_or(general.write));
+    let of = rule.matches.values().map(String::as_str).collect::<Vec<_>>().join(", ");
+    let longer = |value| {
+        format!(
+            "{} is longer than the shorter of read and write ({}) under the rule for {of}",
+            show(value),
+            show(shortest)
+        )
+    };
+    let queue = own.queue.unwrap_or(general.queue);
+    if queue > shortest {
+        let advice = "the statement's deadline would pass first; lower queue in timeouts of the rule, or raise read and write";
+        layers.contradict(&["rule"], format!("queue: {}", longer(queue)), advice);
+    }
+    // It is not the rule's to set, and who waits for a connect has the statement's deadline.
+    if general.connect > shortest {
+        let what =
+            format!("timeouts.connect: {}; a new connection may come too late", longer(general.connect));
+        layers.warn("rule", &what);
     }
 }
 

@@ -181,6 +181,14 @@ fn what_is_wrong_is_named_with_line_key_reason_and_advice() {
             &["toml:4: timeouts.queue: 1s is longer", "timeouts.connect: 1s is longer"],
         ),
         ("[timeouts]\nwrite = \"2years\"", &["timeouts.write", "366 days"]),
+        (
+            "[[rule]]\nmatch = { user = \"a\" }\ntimeouts = { read = \"500ms\" }",
+            &["rule: queue: 1s is longer than the shorter of read and write (500ms) under the rule for a"],
+        ),
+        (
+            "[[rule]]\nmatch = { user = \"a\" }\ntimeouts = { queue = \"6s\" }",
+            &["rule: queue: 6s is longer", "(5s)"],
+        ),
         ("workers = 0", &["workers: 0 is out of range"]),
         ("listen.address = \"0.0.0.0:6432\"\nlisten.auth = \"trust\"", &["lets everyone in", "scram"]),
         ("listen.address = \"db.example:6432\"", &["\"db.example:6432\": we listen on an IP"]),
@@ -432,6 +440,32 @@ fn a_heartbeat_that_is_due_more_often_than_probes_commit_is_warned_about() {
 
     assert!(often.len() == 1 && often[0].contains("heartbeat_interval"), "{often:?}");
     assert!(seldom.is_empty(), "{seldom:?}");
+}
+
+#[test]
+fn a_pool_that_writes_may_have_all_of_is_warned_about() {
+    // When they hang nothing is left for reads, which is what the share is for.
+    for (lines, warned) in [
+        ("size = 1", Some("pool.size: ")),
+        ("write_share = 1.0", Some("pool.write_share: ")),
+        ("size = 2", None),
+    ] {
+        let warnings = Bench::new().file(&with(&format!("[pool]\n{lines}"))).load().unwrap().warnings;
+
+        let found: Vec<_> = warnings.iter().filter(|one| one.contains("reads wait with them")).collect();
+        assert_eq!(found.len(), usize::from(warned.is_some()), "{lines}: {warnings:?}");
+        assert!(warned.is_none_or(|key| found[0].contains(key)), "{lines}: {warnings:?}");
+    }
+}
+
+#[test]
+fn a_rule_that_bounds_statements_below_the_time_of_a_connect_is_warned_about() {
+    // The rule cannot change that; its first statements may be late all the same.
+    let text = "[[rule]]\nmatch = { user = \"a\" }\ntimeouts = { read = \"500ms\", queue = \"500ms\" }";
+
+    let warnings = Bench::new().file(&with(text)).load().unwrap().warnings;
+
+    assert!(warnings.iter().any(|one| one.contains("timeouts.connect: 1s is longer")), "{warnings:?}");
 }
 
 #[test]
