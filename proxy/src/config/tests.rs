@@ -469,6 +469,38 @@ fn a_rule_that_bounds_statements_below_the_time_of_a_connect_is_warned_about() {
 }
 
 #[test]
+fn a_password_file_gives_one_password_for_all_servers_or_none() {
+    // The first server's was used for the others, too, which then refused it at the worst of times: after a failover.
+    let cluster =
+        "listen.auth = \"trust\"\ncluster.upstreams = [\"a:5432\", \"b:5432\"]\ncluster.user = \"u\"\n";
+    let text = format!("{cluster}cluster.passfile = \"pass\"\n");
+    for (lines, known) in [
+        ("a:5432:*:u:one\nb:5432:*:u:one\n", Some("one")),
+        ("a:5432:*:u:one\n", Some("one")),
+        ("b:5432:*:u:two\n", Some("two")),
+        ("*:*:*:u:one\nb:5432:*:u:two\n", Some("one")),
+        ("a:5432:*:u:one\nb:5432:*:u:two\n", None),
+    ] {
+        let bench = Bench::new().file(&text);
+        fs::write(bench.folder.path().join("pass"), lines).unwrap();
+
+        match bench.load() {
+            Ok(config) => {
+                assert_eq!(config.cluster.password.as_ref().map(Password::reveal), known, "{lines}")
+            }
+            Err(errors) => {
+                let told = errors.to_string();
+                assert!(
+                    known.is_none() && told.contains("at a:5432 and another at b:5432"),
+                    "{lines}: {told}"
+                );
+                assert!(!told.contains("one\n") && !told.contains("two\n"), "{told}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_password_file_is_read_as_libpq_reads_it() {
     // The rows before the match differ in one field each; a match that ignores a field takes the wrong password.
     let text = "# c\nother:5432:d:u:1\ndb:5433:d:u:2\ndb:5432:e:u:3\ndb:5432:d:v:4\n*:*:d:u:a\\:b\\\\c\ndb:5432:d:u:6\n";

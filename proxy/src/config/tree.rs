@@ -174,7 +174,7 @@ fn patroni(layers: &mut Layers<'_>) -> Vec<Endpoint> {
 fn passfile_password(layers: &mut Layers<'_>, cluster: &Cluster) -> Option<Password> {
     const KEY: &str = "cluster.passfile";
     let path = cluster.passfile.as_ref()?;
-    let (Some(user), Some(upstream)) = (&cluster.user, cluster.upstreams.first()) else { return None };
+    let (Some(user), Some(first)) = (&cluster.user, cluster.upstreams.first()) else { return None };
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
@@ -186,12 +186,29 @@ fn passfile_password(layers: &mut Layers<'_>, cluster: &Cluster) -> Option<Passw
             return None;
         }
     };
-    let found = passfile::lookup(&text, upstream, &cluster.database, user);
+    // A standby has the roles of its primary, so one password is used for all; a host without a line has that too.
+    let mut found: Option<(&UpstreamAddress, Password)> = None;
+    for upstream in &cluster.upstreams {
+        let Some(password) = passfile::lookup(&text, upstream, &cluster.database, user) else { continue };
+        match &found {
+            None => found = Some((upstream, password)),
+            Some((other, known)) if *known != password => {
+                let reason = format!(
+                    "{} has one password of user {user} at {other} and another at {upstream}",
+                    path.display()
+                );
+                let advice = "the servers of a cluster have the same roles: correct the line that is wrong";
+                layers.fail(KEY, reason, advice);
+                return None;
+            }
+            Some(_) => {}
+        }
+    }
     if found.is_none() {
-        let reason = format!("no line of {} is for user {user} at {upstream}", path.display());
+        let reason = format!("no line of {} is for user {user} at {first}", path.display());
         layers.fail(KEY, reason, "add a line host:port:database:user:password");
     }
-    found
+    found.map(|(_, password)| password)
 }
 
 fn pool(layers: &mut Layers<'_>) -> Pool {
