@@ -252,6 +252,17 @@ async fn with_a_query_unknown_users_are_asked_what_postgresql_would_ask() {
 }
 
 #[tokio::test]
+async fn backends_of_users_that_are_trusted_are_opened_with_what_the_query_finds() {
+    // Nothing is asked of the application, but PostgreSQL asks us: users that are in no file could not be served.
+    let config = "listen.auth = \"trust\"\ncluster.user = \"lookup\"\ncluster.password = \"lookup-Pa55word\"\n\
+                  listen.auth_query = \"SELECT usename, passwd FROM pg_shadow WHERE usename = $1\"";
+    let proxy = ProxyOptions::new(TIDEGATE).config(config).upstream(&upstream()).start().await;
+
+    works(&proxy, OLD, "a secret of the query").await;
+    works(&proxy, Credentials { database: "need_trust", ..MODERN }, "none is needed").await;
+}
+
+#[tokio::test]
 async fn to_refuse_a_password_of_an_unknown_user_takes_as_long_as_of_a_known_one() {
     // One was hashed and the other was not: milliseconds against none, which a clock tells apart. So many iterations
     // take so long that no noise hides it.

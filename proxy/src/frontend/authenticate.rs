@@ -81,6 +81,18 @@ pub async fn authenticate(
     })
 }
 
+/// What backends can be logged in with on behalf of a user who had to prove nothing, and of whom no file knows a secret.
+///
+/// # Cancel safety
+/// As [`Shared::query_secret`].
+pub async fn queried_credential(user: &str, shared: &Arc<Shared>, worker: usize) -> Credential {
+    match shared.query_secret(user, worker).await {
+        Ok(Some(secret)) => secret.credential(),
+        // PostgreSQL may trust this user as well.
+        Ok(None) | Err(()) => Credential::None,
+    }
+}
+
 async fn by_password(talk: &mut Conversation, user: &str, secret: Secret) -> Result<Credential, AuthError> {
     talk.authentication(code::CLEARTEXT, &[]).await?;
     let answer = talk.password_message().await?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio_rustls::TlsAcceptor;
 
-use super::authenticate::{AuthError, authenticate};
+use super::authenticate::{AuthError, authenticate, queried_credential};
 use super::startup_settings::{StartupError, StartupParameters};
 use crate::auth::Credential;
 use crate::auth::scram::Binding;
@@ -253,6 +253,12 @@ impl Conversation {
                 "tidegate: an operator has disabled this database",
             ));
         }
+        let credential = match (config.listen.auth, credential) {
+            (AuthMethod::Trust, Credential::None) => {
+                queried_credential(&parameters.user, shared, self.worker).await
+            }
+            (_, credential) => credential,
+        };
         let key = PoolKey {
             database: parameters.database.as_str().into(),
             user: parameters.user.as_str().into(),
