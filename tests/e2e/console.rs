@@ -223,6 +223,39 @@ async fn drivers_that_prepare_are_served() {
 }
 
 #[tokio::test]
+async fn a_text_of_thousands_of_commands_is_not_answered_from_memory() {
+    // All of its answers were kept until the last was there; a program that reads nothing must fill its socket, no more.
+    let rig = Rig::start(trusting("")).await;
+    let mut console = console(rig.proxy()).await;
+    run(&mut console, "SHOW CONFIG").await;
+    let before = rig.proxy().rss_bytes_max();
+
+    let reply = console.query(&"SHOW CONFIG;".repeat(5000)).await;
+
+    assert_eq!(reply.commands().len(), 5000);
+    let grown = rig.proxy().rss_bytes_max().saturating_sub(before);
+    assert!(grown < 8 * 1024 * 1024, "memory grew by {grown} bytes");
+}
+
+#[tokio::test]
+async fn few_portals_of_a_console_keep_rows() {
+    // Each keeps a whole table: hundreds of them, of hundreds of sessions, would fill the memory.
+    let rig = Rig::start(trusting("")).await;
+    let mut console = console(rig.proxy()).await;
+    let begun = |frames: Frames, portal: &str| frames.bind(portal, "s", &[]).execute(portal, 1);
+    let all = Frames::new().parse("s", "SHOW LISTS", &[]);
+
+    let four = ["a", "b", "c", "d"].into_iter().fold(all, begun);
+    let read = four.execute("a", 0).sync();
+    let (read, fifth) =
+        (console.exchange(read).await, ["a", "b", "c", "d", "e"].into_iter().fold(Frames::new(), begun));
+    let refused = console.exchange(fifth.sync()).await;
+
+    assert_eq!(read.error(), None);
+    assert_eq!((refused.tags().as_str(), refused.error_code().as_str()), ("2Ds2Ds2Ds2Ds2EZ", "53000"));
+}
+
+#[tokio::test]
 async fn extended_errors_skip_to_sync() {
     // A driver counts answers; one too many or too few, and every later answer belongs to the wrong question.
     let rig = Rig::start(trusting("")).await;

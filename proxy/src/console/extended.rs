@@ -12,6 +12,9 @@ use crate::wire::{SqlState, WireError, backend as reply};
 /// Statements, and portals, that one session may have.
 const NAMES_MAX: usize = 256;
 
+/// Portals that may have rows left: each keeps a whole table.
+const SUSPENDED_MAX: usize = 4;
+
 /// What the session has prepared.
 #[derive(Debug, Default)]
 pub(super) struct Prepared {
@@ -38,6 +41,10 @@ enum Progress {
 }
 
 impl Prepared {
+    fn suspended(&self) -> usize {
+        self.portals.values().filter(|portal| matches!(portal.progress, Progress::Running(_))).count()
+    }
+
     /// Forgets a statement, or all.
     pub(super) fn deallocate(&mut self, name: Option<&str>) {
         match name {
@@ -182,6 +189,11 @@ impl Console {
             self.prepared.portals.insert(name.to_vec(), portal);
             return Ok(());
         };
+        // Zero is all, and so is what is negative (`exec_execute_message` in `src/backend/tcop/postgres.c`).
+        let max = usize::try_from(rows_max).ok().filter(|max| *max > 0);
+        if max.is_some() && self.prepared.suspended() >= SUSPENDED_MAX {
+            return Err(fails(SqlState::INSUFFICIENT_RESOURCES, "too many portals have rows left"));
+        }
         let mut rows = match std::mem::replace(&mut portal.progress, Progress::Done) {
             Progress::Running(rows) => rows,
             Progress::Done => Vec::new(),
@@ -198,9 +210,7 @@ impl Console {
             }
         };
         let columns = columns_of(Some(&command)).unwrap_or_default();
-        // Zero is all, and so is what is negative (`exec_execute_message` in `src/backend/tcop/postgres.c`).
-        let max = usize::try_from(rows_max).ok().filter(|max| *max > 0).unwrap_or(usize::MAX);
-        let kept = rows.len().saturating_sub(max);
+        let kept = rows.len().saturating_sub(max.unwrap_or(usize::MAX));
         for row in rows.drain(kept..).rev() {
             table::put_row(&mut self.out, columns, &row, &portal.formats);
         }

@@ -272,6 +272,9 @@ impl Console {
                             break;
                         }
                     }
+                    if self.out.len() > ANSWER_MAX {
+                        self.flush().await?;
+                    }
                 }
             }
         }
@@ -280,6 +283,8 @@ impl Console {
     }
 
     async fn execute(&mut self, command: &Command) -> Result<Result<Outcome, Failure>, End> {
+        // A text may have thousands of them, and health is told by the same thread.
+        tokio::task::yield_now().await;
         Ok(match command {
             Command::Show(show) => Ok(Outcome {
                 table: Some((columns::of(*show), tables::rows(*show, &self.shared))),
