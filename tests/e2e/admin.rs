@@ -326,8 +326,8 @@ async fn large_requests_are_refused_and_slow_ones_cut_off() {
 }
 
 #[tokio::test]
-async fn clients_that_say_nothing_do_not_keep_others_out_for_long() {
-    // 64 places, 80 silent clients: whoever asks must be answered once the first are cut off.
+async fn clients_that_say_nothing_keep_nobody_out() {
+    // 64 places, 80 silent clients: a health check that waits until they are cut off has failed, and the process is killed.
     let proxy = idle().await;
     let mut silent = Vec::new();
     for _ in 0..80 {
@@ -336,7 +336,7 @@ async fn clients_that_say_nothing_do_not_keep_others_out_for_long() {
 
     let answer = ask(&proxy, "GET", "/readyz", &[]);
 
-    assert_eq!(within(Duration::from_secs(20), "an answer", answer).await.status, 200);
+    assert_eq!(within(Duration::from_secs(3), "an answer", answer).await.status, 200);
 }
 
 /// A listener of `/events`.

@@ -2,7 +2,8 @@
 //! nothing on the data path can keep it from answering.
 //!
 //! Every request is small and bounded: [`HEADER_MAX`] of headers within [`HEADER_TIMEOUT`], [`body::MAX`] of body,
-//! [`CONNECTIONS_MAX`] at a time, one request per connection. A client that stops reading is dropped by the kernel.
+//! [`CONNECTIONS_MAX`] at a time, one request per connection. A client that stops reading is dropped by the kernel. When
+//! all places are taken, who has said nothing for longest makes room: connections that idle must not keep a health check out.
 
 mod body;
 mod events;
@@ -12,6 +13,7 @@ mod orders;
 pub mod page;
 mod problem;
 mod router;
+mod silent;
 
 use std::convert::Infallible;
 use std::io;
@@ -27,6 +29,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use self::silent::Silent;
 use crate::server::Shared;
 use crate::telemetry::debug;
 use crate::watchdog::Who;
@@ -90,16 +93,20 @@ async fn serve(listener: StdListener, shared: Arc<Shared>, counters: PrometheusH
     let listeners = Arc::new(Semaphore::new(events::LISTENERS_MAX));
     let context = Arc::new(Context { shared, counters, listeners });
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let silent = Arc::new(Silent::default());
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
         let Ok((stream, peer)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        if places.available_permits() == 0 {
+            silent.close_oldest();
+        }
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return Ok(()) };
         let context = Arc::clone(&context);
-        tokio::spawn(async move {
+        silent.spawn(|seat| async move {
             let _place = place;
-            if let Err(error) = converse(stream, peer, context).await {
+            if let Err(error) = converse(stream, peer, context, seat).await {
                 tracing::debug!(error = &*error as &dyn std::error::Error, "control plane request failed");
             }
         });
@@ -111,12 +118,14 @@ async fn converse(
     stream: TcpStream,
     peer: SocketAddr,
     context: Arc<Context>,
+    seat: silent::Seat,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let socket = socket2::SockRef::from(&stream);
     socket.set_tcp_nodelay(true)?;
     socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
     let ends = Ends { ours: stream.local_addr()?, peer };
     let service = service_fn(move |request| {
+        seat.leave();
         let context = Arc::clone(&context);
         async move { Ok::<_, Infallible>(respond(request, ends, &context).await) }
     });
