@@ -367,37 +367,41 @@ async fn the_drain_ends_idle_sessions_and_lets_transactions_finish() {
 }
 
 #[tokio::test]
-async fn the_drain_lets_what_has_begun_without_a_backend_finish() {
-    // A BEGIN that was answered is a transaction, and half an exchange is on its way: both are owed more than a FATAL.
-    let mut bench = bench("").await;
-    let table = tidegate_tests::fresh_database();
-    let (mut begun, _) = bench.app().await;
-    begun.query(&format!("CREATE TABLE {table} ()")).await;
-    begun.query("BEGIN").await;
-    let (mut partial, _) = bench.app().await;
-    let exchange = Frames::new().unnamed("SELECT 'whole'", &[]).sync();
-    let (first, rest) = exchange.as_ref().split_at(20);
-    partial.send(first).await;
-    let (mut empty, _) = bench.app().await;
-    empty.query("BEGIN").await;
-    let (mut idle, _) = bench.app().await;
+async fn the_drain_lets_what_has_begun_finish() {
+    // A BEGIN that was answered is a transaction, though it has no backend yet, and half an exchange is on its way: both are
+    // owed more than a FATAL.
+    for mode in ["transaction", "session"] {
+        let mut bench = bench(&format!("pool.mode = \"{mode}\"")).await;
+        let table = tidegate_tests::fresh_database();
+        let (mut begun, _) = bench.app().await;
+        begun.query(&format!("CREATE TABLE {table} ()")).await;
+        begun.query("BEGIN").await;
+        let (mut partial, _) = bench.app().await;
+        partial.query("SELECT 1").await;
+        let exchange = Frames::new().unnamed("SELECT 'whole'", &[]).sync();
+        let (first, rest) = exchange.as_ref().split_at(20);
+        partial.send(first).await;
+        let (mut empty, _) = bench.app().await;
+        empty.query("BEGIN").await;
+        let (mut idle, _) = bench.app().await;
 
-    bench.proxy.signal(Signal::TERM);
-    idle.expect_end().await;
-    let wrote = begun.query(&format!("INSERT INTO {table} DEFAULT VALUES")).await;
-    let committed = [begun.query("COMMIT").await, empty.query("COMMIT").await];
-    partial.send(rest).await;
-    let whole = partial.reply().await;
+        bench.proxy.signal(Signal::TERM);
+        idle.expect_end().await;
+        let wrote = begun.query(&format!("INSERT INTO {table} DEFAULT VALUES")).await;
+        let committed = [begun.query("COMMIT").await, empty.query("COMMIT").await];
+        partial.send(rest).await;
+        let whole = partial.reply().await;
 
-    assert_eq!(wrote.commands(), ["INSERT 0 1"]);
-    assert!(committed.iter().all(|reply| reply.commands() == ["COMMIT"]), "{committed:?}");
-    assert_eq!(whole.value(), some("whole"));
-    for app in [&mut begun, &mut empty, &mut partial] {
-        let end = app.expect_end().await;
-        assert_eq!(end.last().and_then(tidegate_tests::Message::problem).unwrap().code(), "57P01");
+        assert_eq!(wrote.commands(), ["INSERT 0 1"], "{mode}");
+        assert!(committed.iter().all(|reply| reply.commands() == ["COMMIT"]), "{mode}: {committed:?}");
+        assert_eq!(whole.value(), some("whole"), "{mode}");
+        for app in [&mut begun, &mut empty, &mut partial] {
+            let end = app.expect_end().await;
+            assert_eq!(end.last().and_then(tidegate_tests::Message::problem).unwrap().code(), "57P01");
+        }
+        assert_eq!(bench.proxy.wait_exit(PATIENCE).await.code(), Some(0), "{}", bench.proxy.log());
+        assert_eq!(shared_postgres().sql(&format!("SELECT count(*) FROM {table}")).unwrap(), "1");
     }
-    assert_eq!(bench.proxy.wait_exit(PATIENCE).await.code(), Some(0), "{}", bench.proxy.log());
-    assert_eq!(shared_postgres().sql(&format!("SELECT count(*) FROM {table}")).unwrap(), "1");
 }
 
 #[tokio::test]

@@ -516,6 +516,7 @@ impl Session {
             entry.clear(Signal::Overdue);
             return matches!(self.phase, Phase::Idle | Phase::IdleInTransaction).then_some(Signal::Overdue);
         }
-        (entry.has(Signal::Drain) && self.talk.is_over()).then_some(Signal::Drain)
+        let is_amid = !self.talk.is_over() || !self.to_db.unseen().is_empty();
+        (entry.has(Signal::Drain) && !is_amid).then_some(Signal::Drain)
     }
 }
