@@ -486,7 +486,7 @@ fn a_password_file_gives_one_password_for_all_servers_or_none() {
 
         match bench.load() {
             Ok(config) => {
-                assert_eq!(config.cluster.password.as_ref().map(Password::reveal), known, "{lines}")
+                assert_eq!(config.cluster.password.as_ref().map(Password::reveal), known, "{lines}");
             }
             Err(errors) => {
                 let told = errors.to_string();
