@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tidegate_tests::{
     Bench, Credentials, Frames, Message, ProxyOptions, Received, ScriptedApp, fresh_database,
-    shared_postgres, within,
+    raise_file_limit, shared_postgres, within,
 };
 use tokio::io::AsyncReadExt as _;
 use tokio::net::TcpStream;
@@ -334,6 +334,7 @@ async fn a_message_that_claims_a_gigabyte_costs_no_memory() {
 async fn thousands_of_half_open_logins_disturb_nobody() {
     // Each costs a socket and a few KiB until its deadline, and a session that is there goes on as before.
     const LOGINS: usize = 2000;
+    raise_file_limit();
     let mut bench = bench("timeouts.login = \"10s\"").await;
     let (mut witness, _) = bench.app().await;
     witness.query("SELECT 1").await;

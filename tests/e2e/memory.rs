@@ -2,8 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tidegate_tests::{Frames, Proxy, ScriptedApp, Stream, within};
+use tidegate_tests::{Frames, Proxy, ScriptedApp, Stream, raise_file_limit, within};
 use tokio::io::AsyncReadExt;
 use tokio::task::JoinSet;
 
@@ -196,21 +195,12 @@ async fn a_slow_writer_does_not_make_memory_grow_either() {
     assert_small(rig.proxy());
 }
 
-/// As many files as this process may have.
-fn raise_file_limit(wanted: u64) {
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = maximum.map_or(wanted, |maximum| maximum.min(wanted));
-    if current.is_some_and(|current| current < wanted) {
-        setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum }).unwrap();
-    }
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn five_thousand_idle_sessions_fit_into_a_hundred_megabytes() {
     // Twenty kilobytes for each; a buffer of eight in each direction is already too much.
     const SESSIONS: usize = 5_000;
     const AT_ONCE: usize = 50;
-    raise_file_limit(SESSIONS as u64 + 500);
+    raise_file_limit();
     let rig = Rig::start(sidecar("[timeouts]\nlogin = \"60s\"\nqueue = \"5s\"\n")).await;
     let (address, database) = (rig.proxy().address(), rig.database.clone());
 

@@ -11,6 +11,7 @@
 #![expect(clippy::expect_used, reason = "as above; the message says what was expected")]
 
 mod bench;
+mod file_limit;
 mod frames;
 mod http;
 mod keepalive;
@@ -24,6 +25,7 @@ mod wait;
 mod wire;
 
 pub use bench::{Bench, fresh_database, shared_postgres};
+pub use file_limit::raise_file_limit;
 pub use frames::{Frames, Replies};
 pub use http::{Answer, Metrics};
 pub use keepalive::keepalive_of;

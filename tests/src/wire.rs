@@ -1,7 +1,6 @@
 //! A connection that is read message by message, by either end.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
@@ -34,10 +33,23 @@ pub enum Received {
 }
 
 pub(crate) struct Wire {
-    stream: Box<dyn Stream>,
-    /// A second handle of a TCP socket, to have it reset when both are closed.
-    socket: Option<OwnedFd>,
+    carrier: Carrier,
     buffer: BytesMut,
+}
+
+/// TCP is known as such, because it can be reset.
+enum Carrier {
+    Tcp(TcpStream),
+    Other(Box<dyn Stream>),
+}
+
+impl Carrier {
+    fn stream(&mut self) -> &mut dyn Stream {
+        match self {
+            Self::Tcp(stream) => stream,
+            Self::Other(stream) => stream,
+        }
+    }
 }
 
 /// Whether a packet begins with a tag.
@@ -51,33 +63,36 @@ impl Wire {
     pub(crate) fn tcp(stream: TcpStream) -> Self {
         // Bytes leave as the test splits them.
         stream.set_nodelay(true).expect("TCP_NODELAY");
-        let socket = stream.as_fd().try_clone_to_owned().ok();
-        Self { stream: Box::new(stream), socket, buffer: BytesMut::new() }
+        Self { carrier: Carrier::Tcp(stream), buffer: BytesMut::new() }
     }
 
     pub(crate) fn over(stream: Box<dyn Stream>) -> Self {
-        Self { stream, socket: None, buffer: BytesMut::new() }
+        Self { carrier: Carrier::Other(stream), buffer: BytesMut::new() }
     }
 
     pub(crate) fn into_stream(self) -> Box<dyn Stream> {
         assert!(self.buffer.is_empty(), "bytes that came early would be lost");
-        self.stream
+        match self.carrier {
+            Carrier::Tcp(stream) => Box::new(stream),
+            Carrier::Other(stream) => stream,
+        }
     }
 
     /// Closes with RST instead of FIN.
     pub(crate) fn reset(self) {
-        let socket = self.socket.expect("only TCP connections can be reset");
-        SockRef::from(&socket).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
+        let Carrier::Tcp(stream) = &self.carrier else { panic!("only TCP connections can be reset") };
+        SockRef::from(stream).set_linger(Some(Duration::ZERO)).expect("SO_LINGER");
     }
 
     /// Ends our direction; the other stays open.
     pub(crate) async fn finish(&mut self) -> io::Result<()> {
-        self.stream.shutdown().await
+        self.carrier.stream().shutdown().await
     }
 
     pub(crate) async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes).await?;
-        self.stream.flush().await
+        let stream = self.carrier.stream();
+        stream.write_all(bytes).await?;
+        stream.flush().await
     }
 
     pub(crate) async fn receive(&mut self, limit: Duration) -> Received {
@@ -92,7 +107,10 @@ impl Wire {
     pub(crate) async fn receive_byte(&mut self, limit: Duration) -> Option<u8> {
         let deadline = Instant::now() + limit;
         while self.buffer.is_empty() {
-            if !matches!(timeout_at(deadline, self.stream.read_buf(&mut self.buffer)).await, Ok(Ok(1..))) {
+            if !matches!(
+                timeout_at(deadline, self.carrier.stream().read_buf(&mut self.buffer)).await,
+                Ok(Ok(1..))
+            ) {
                 return None;
             }
         }
@@ -106,7 +124,7 @@ impl Wire {
             if let Some(message) = self.take(shape) {
                 return Received::Message(message);
             }
-            match timeout_at(deadline, self.stream.read_buf(&mut self.buffer)).await {
+            match timeout_at(deadline, self.carrier.stream().read_buf(&mut self.buffer)).await {
                 Err(_) => return Received::Silence,
                 Ok(Ok(0)) => return Received::Closed { rest: self.buffer.split().freeze() },
                 Ok(Ok(_)) => {}
