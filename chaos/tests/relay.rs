@@ -1,5 +1,6 @@
 //! The relay against a real server, and its API against requests as Toxiproxy's clients send them.
 
+use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -193,6 +194,42 @@ async fn a_stall_holds_data_back_and_then_delivers_it() {
 
     insert.await.unwrap().unwrap();
     assert_eq!(bench.count(), "1");
+}
+
+#[tokio::test]
+async fn a_stall_holds_back_the_end_of_a_connection() {
+    // A server that dies behind a dead network says no goodbye. FIN, RST and refusals used to get through, and a
+    // vanished server was as easy to notice as one that was stopped.
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let relay = Relay::start((Ipv4Addr::LOCALHOST, 0).into(), listener.local_addr().unwrap()).await.unwrap();
+    let mut applications = Vec::new();
+    let mut servers = Vec::new();
+    for _ in 0..2 {
+        applications.push(TcpStream::connect(relay.address()).await.unwrap());
+        servers.push(listener.accept().await.unwrap().0);
+    }
+    for stream in [Stream::Upstream, Stream::Downstream] {
+        relay.add(Toxic::new(&format!("{stream:?}"), stream, Kind::Stall {}));
+    }
+
+    rustix::net::sockopt::set_socket_linger(&servers[0], Some(Duration::ZERO)).unwrap();
+    drop((servers, listener));
+    applications.push(TcpStream::connect(relay.address()).await.unwrap());
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    for (number, application) in applications.iter().enumerate() {
+        let heard = application.try_read(&mut [0; 64]);
+        let silent = heard.as_ref().is_err_and(|error| error.kind() == ErrorKind::WouldBlock);
+        assert!(silent, "connection {number}: {heard:?}");
+    }
+    relay.remove("Upstream");
+    relay.remove("Downstream");
+
+    let mut ends = Vec::new();
+    for mut application in applications {
+        let reading = tokio::time::timeout(Duration::from_secs(5), application.read_u8());
+        ends.push(reading.await.unwrap().unwrap_err().kind());
+    }
+    assert_eq!(ends, [ErrorKind::ConnectionReset, ErrorKind::UnexpectedEof, ErrorKind::UnexpectedEof]);
 }
 
 #[tokio::test]

@@ -15,7 +15,7 @@ use super::Guard;
 pub enum Link {
     /// Nobody listens, connections are closed.
     Down,
-    /// Data is held back, and arrives when the fault heals.
+    /// Data is held back, and so are FIN and RST; all arrives when the fault heals.
     Stall {
         /// Only towards the server, or only from it.
         #[serde(default)]

@@ -37,6 +37,27 @@ pub(super) struct Common {
 }
 
 impl Common {
+    pub(super) fn new(settings: watch::Receiver<Arc<Settings>>) -> Self {
+        Self {
+            settings,
+            die: rand::rng().random_range(0.0..1.0),
+            end: watch::Sender::new(None),
+            struck: AtomicBool::new(false),
+            statement: Mutex::new(String::new()),
+            encryption_asked: Mutex::new(false),
+        }
+    }
+
+    /// Waits until this direction is not stalled: until then no word of an end passes either.
+    pub(super) async fn passage(&self, stream: Stream) {
+        let mut settings = self.settings.clone();
+        while self.kinds(stream).contains(&Kind::Stall {}) {
+            if settings.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
     /// The kinds in force on one direction of this connection.
     pub(super) fn kinds(&self, stream: Stream) -> Vec<Kind> {
         let settings = Arc::clone(&self.settings.borrow());
@@ -65,17 +86,8 @@ impl Common {
 }
 
 /// Relays until both directions have ended, or a toxic ends the connection.
-pub(super) async fn run(application: TcpStream, server: TcpStream, settings: watch::Receiver<Arc<Settings>>) {
-    let die = rand::rng().random_range(0.0..1.0);
-    let (end, mut ended) = watch::channel(None);
-    let common = Common {
-        settings,
-        die,
-        end,
-        struck: AtomicBool::new(false),
-        statement: Mutex::new(String::new()),
-        encryption_asked: Mutex::new(false),
-    };
+pub(super) async fn run(application: TcpStream, server: TcpStream, common: Common) {
+    let mut ended = common.end.subscribe();
     let action = {
         let (from_application, to_application) = application.into_split();
         let (from_server, to_server) = server.into_split();

@@ -21,6 +21,8 @@ mod frames;
 mod pump;
 mod toxic;
 
+use connection::Common;
+
 pub use cut::{Action, Cut, Message, Moment};
 pub use toxic::{Kind, Stream, Toxic};
 
@@ -159,9 +161,13 @@ async fn serve(listener: TcpListener, upstream: SocketAddr, mut settings: watch:
 }
 
 async fn connect(application: TcpStream, upstream: SocketAddr, settings: watch::Receiver<Arc<Settings>>) {
-    // A server that is not there: the application sees its connection closed.
-    let Ok(server) = TcpStream::connect(upstream).await else { return };
+    let common = Common::new(settings);
+    let Ok(server) = TcpStream::connect(upstream).await else {
+        // A server that is not there: the application sees its connection closed.
+        common.passage(Stream::Downstream).await;
+        return;
+    };
     // Delay is to be caused by toxics alone.
     let _ = (application.set_nodelay(true), server.set_nodelay(true));
-    connection::run(application, server, settings).await;
+    connection::run(application, server, common).await;
 }

@@ -43,10 +43,13 @@ pub(super) async fn pump(pump: &mut Pump, common: &Common) {
     let (sender, receiver) = mpsc::channel(IN_FLIGHT);
     let Pump { stream, from, to } = pump;
     let reading = async {
-        if read(*stream, from, sender, common).await.is_err() {
+        if read(*stream, from, &sender, common).await.is_err() {
             // The source was reset: what it had not sent by then is lost, as in its kernel's buffers.
+            common.passage(*stream).await;
             common.end.send_replace(Some(Action::Reset));
+            std::future::pending::<()>().await;
         }
+        drop(sender);
     };
     // A sink that is gone ends its direction; the source learns it from the other one.
     let ((), _) = tokio::join!(reading, write(*stream, to, receiver, common));
@@ -55,7 +58,7 @@ pub(super) async fn pump(pump: &mut Pump, common: &Common) {
 async fn read(
     stream: Stream,
     from: &mut OwnedReadHalf,
-    sender: mpsc::Sender<Item>,
+    sender: &mpsc::Sender<Item>,
     common: &Common,
 ) -> io::Result<()> {
     let mut reader = Reader::new(stream, common);
@@ -233,21 +236,18 @@ async fn write(
     mut receiver: mpsc::Receiver<Item>,
     common: &Common,
 ) -> io::Result<()> {
-    let mut settings = common.settings.clone();
     while let Some(item) = receiver.recv().await {
-        let (due, bytes) = match item {
-            Item::Bytes(due, bytes) => (due, bytes),
+        if let Item::Bytes(due, _) = item {
+            sleep_until(due).await;
+        }
+        common.passage(stream).await;
+        let bytes = match item {
+            Item::Bytes(_, bytes) => bytes,
             Item::End(action) => {
                 common.end.send_replace(Some(action));
                 return std::future::pending().await;
             }
         };
-        sleep_until(due).await;
-        while common.kinds(stream).contains(&Kind::Stall {}) {
-            if settings.changed().await.is_err() {
-                return Ok(());
-            }
-        }
         for (piece, pause) in slices(&bytes, &common.kinds(stream)) {
             to.write_all(piece).await?;
             if !pause.is_zero() {
@@ -255,6 +255,7 @@ async fn write(
             }
         }
     }
+    common.passage(stream).await;
     to.shutdown().await
 }
 

@@ -107,7 +107,8 @@ pub enum Kind {
         #[serde(default)]
         bytes: u64,
     },
-    /// Data is held back while this is in force, and then delivered: a network that heals.
+    /// Data is held back while this is in force, and the end of a connection with it, and then delivered: a network
+    /// that heals.
     Stall {},
     /// Something happens at a certain message.
     Cut(Cut),
