@@ -114,7 +114,7 @@ pub enum Claim {
         #[serde(with = "humantime_serde")]
         floor: Duration,
     },
-    /// The first write after the heal is soon.
+    /// The first write after a heal is soon, unless something else is broken then.
     WritesRecover {
         /// How soon.
         #[serde(with = "humantime_serde")]
@@ -164,7 +164,7 @@ pub enum Claim {
         #[serde(with = "humantime_serde")]
         within: Duration,
     },
-    /// The service answers 503 instead of queueing.
+    /// The service answers 503 at once instead of queueing, for as long as writes are refused.
     ServiceRefuses {
         /// Requests that may wait in the reverse proxy.
         queue: u64,
