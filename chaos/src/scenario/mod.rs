@@ -252,9 +252,10 @@ impl Scenario {
 
     /// The first reason why it cannot run here.
     pub fn obstacle(&self) -> Option<String> {
-        let root = rustix::process::geteuid().is_root();
-        if self.cluster.wal != Wal::Inside && !root {
-            return Some("a filesystem for pg_wal needs root".to_owned());
+        if self.cluster.wal != Wal::Inside
+            && let Some(why) = crate::fault::catalogue::needs_root_and("mount")
+        {
+            return Some(format!("a filesystem for pg_wal {why}"));
         }
         if self.cluster.cable
             && let Some(why) = crate::fault::catalogue::needs_root_and("ip")
@@ -333,6 +334,21 @@ mod tests {
                 Scenario::parse(name, &scenario.to_toml()).unwrap_or_else(|error| panic!("{error:?}"));
 
             assert_eq!(again, scenario);
+        }
+    }
+
+    #[test]
+    fn only_who_kept_the_alert_can_send_it() {
+        // A stall that goes on when the sidecar is back is found again, and an outbox that lost its alert passes.
+        let scenario = Scenario::load("lost-alert").unwrap();
+        for scenario in [scenario.clone(), scenario.quick()] {
+            let step =
+                |label: &str| scenario.steps.iter().find(|step| step.fault.to_string() == label).unwrap();
+            let (stall, killed) = (step("walreceiver of s1 frozen"), step("proxy killed"));
+            let deaf = step("alerts refused");
+
+            assert!(killed.at < stall.end() && stall.end() < killed.end(), "{scenario:?}");
+            assert!(deaf.at <= stall.at && killed.end() < deaf.end(), "{scenario:?}");
         }
     }
 
