@@ -23,11 +23,19 @@ pub(super) fn ahead(record: &Record) -> Verdict {
         return Verdict::Refuted("the journal knows of no breaker that opened".to_owned());
     };
     let figures = format!(
-        "on record {} before the first refusal: {}",
+        "decided {} before the first refusal, and on record by then: {}",
         shown(refused.saturating_sub(opened.at)),
         opened.evidence
     );
-    Verdict::when(opened.at <= refused + GRAIN && !opened.evidence.is_empty(), figures)
+    match opened.missing {
+        // What counts is the file, not the time that it tells.
+        Some(missing) if missing > refused => {
+            let late = shown(missing.saturating_sub(refused));
+            Verdict::Refuted(format!("not yet on record {late} after the first refusal"))
+        }
+        Some(_) => Verdict::when(!opened.evidence.is_empty(), figures),
+        None => Verdict::when(opened.at <= refused + GRAIN && !opened.evidence.is_empty(), figures),
+    }
 }
 
 pub(super) fn changes_refused(record: &Record, changes: &[String]) -> Verdict {
@@ -60,7 +68,8 @@ mod tests {
 
     fn decision(at: u64, kind: &str, to: &str) -> Decision {
         let text = str::to_owned;
-        Decision { at: ms(at), kind: text(kind), from: text("old"), to: text(to), evidence: text("why") }
+        let (kind, from, to, evidence) = (text(kind), text("old"), text(to), text("why"));
+        Decision { at: ms(at), missing: None, kind, from, to, evidence }
     }
 
     #[test]
@@ -73,6 +82,12 @@ mod tests {
         assert!(matches!(ahead(&run), Verdict::Refuted(_)));
 
         run.journal = vec![decision(11_090, "breaker", "open")];
+        assert!(ahead(&run).holds());
+
+        // The time in a line is no proof of when it was written.
+        run.journal[0].missing = Some(ms(11_120));
+        assert!(matches!(ahead(&run), Verdict::Refuted(_)));
+        run.journal[0].missing = Some(ms(11_095));
         assert!(ahead(&run).holds());
         assert!(matches!(ahead(&record()), Verdict::Undecided(_)));
     }

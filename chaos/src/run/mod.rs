@@ -9,7 +9,7 @@ use tokio::task::spawn_blocking;
 
 use crate::cluster::{self, Programs};
 use crate::history::{Recorder, RunClock};
-use crate::observe::journal;
+use crate::observe::journal::JournalWatch;
 use crate::observe::queue::QueueSampler;
 use crate::observe::server::{OWN_NAME, ServerSampler};
 use crate::scenario::Scenario;
@@ -76,6 +76,7 @@ pub async fn run(options: RunOptions, out: &Path) -> Result<Record, Error> {
     let scenario = &options.scenario;
     let samplers: Vec<ServerSampler> =
         rig.cluster.nodes().map(|node| ServerSampler::start(node.name(), node.port(), clock)).collect();
+    let journal = rig.subject.state_dir().map(|state| JournalWatch::start(state, clock));
     let queue = rig.edge.as_ref().map(|edge| QueueSampler::start(&edge.stats(), clock));
     let load = scenario.workload.clone();
     let workload = Workload::prepare(load, scenario.bursts(), targets(&rig), Arc::clone(&recorder)).await;
@@ -105,7 +106,7 @@ pub async fn run(options: RunOptions, out: &Path) -> Result<Record, Error> {
         rows: truth.rows,
         orders: truth.orders,
         fallen: rig.fallen.keys(),
-        journal: rig.subject.state_dir().map(|state| journal::read(&state, clock)).unwrap_or_default(),
+        journal: journal.map(|watch| watch.decisions()).unwrap_or_default(),
         strays: truth.strays,
         servers: samplers.iter().flat_map(ServerSampler::samples).collect(),
         queue: queue.map(|sampler| sampler.samples()).unwrap_or_default(),
