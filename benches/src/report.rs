@@ -67,8 +67,12 @@ impl Report {
         let count =
             |is: fn(Finding) -> bool| self.verdicts.iter().filter(|verdict| is(verdict.finding)).count();
         let (broken, unclear) = (count(broken), count(unclear));
+        let leaning = count(|finding| matches!(finding, Finding::Leaning { .. }));
         let kept = self.verdicts.len() - broken - unclear;
-        writeln!(text, "\n{kept} kept, {broken} broken, {unclear} unclear or unknown.")
+        writeln!(
+            text,
+            "\n{kept} kept ({leaning} of them by the median only), {broken} broken, {unclear} unclear or unknown."
+        )
     }
 }
 
@@ -125,6 +129,7 @@ fn line(verdict: &Verdict) -> String {
     };
     let finding = match verdict.finding {
         Finding::Kept { ratio } => format!("kept ({ratio:.2})"),
+        Finding::Leaning { ratio } => format!("kept by the median ({ratio:.2}), the rounds overlap"),
         Finding::Unclear { ratio } => format!("UNCLEAR ({ratio:.2}, but the rounds overlap)"),
         Finding::Broken { ratio } => format!("BROKEN ({ratio:.2})"),
         Finding::Unknown => "unknown: no figures".to_owned(),
