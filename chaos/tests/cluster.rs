@@ -40,6 +40,18 @@ fn every_major_version_that_can_be_had_starts_and_answers() {
 }
 
 #[test]
+fn programs_in_a_relative_folder_are_found_from_everywhere() {
+    // Servers start in a folder of their own, where PG_BIN=../bin leads elsewhere.
+    let here = std::env::current_dir().unwrap();
+    let up: PathBuf = here.components().skip(1).map(|_| "..").collect();
+    let absolute = Programs::find().unwrap().program("psql");
+
+    let relative = Programs::at(&up.join(absolute.parent().unwrap().strip_prefix("/").unwrap())).unwrap();
+
+    assert_eq!(relative.program("psql"), absolute);
+}
+
+#[test]
 fn a_dropped_server_leaves_no_process_and_no_folder() {
     // Backends of frozen servers are the ones that survive a careless stop.
     let node = node();
@@ -118,9 +130,11 @@ fn a_promoted_standby_accepts_writes_on_a_new_timeline() {
     let cluster = Cluster::start(&options).unwrap();
     let standby = &cluster.standbys()[0];
     assert_eq!(standby.sql("SELECT pg_is_in_recovery()").unwrap(), "t");
+    assert!(standby.is_standby() && !cluster.primary().is_standby());
 
     cluster.primary().kill().unwrap();
     standby.promote().unwrap();
+    assert!(!standby.is_standby());
 
     standby.sql("CREATE TABLE t (id int)").unwrap();
     assert_eq!(standby.sql("SELECT timeline_id FROM pg_control_checkpoint()").unwrap(), "2");

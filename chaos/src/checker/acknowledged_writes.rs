@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use crate::history::{Lane, Operation, Via};
+use crate::history::{Lane, Via};
 use crate::run::Record;
 
 use super::{Verdict, some};
@@ -13,11 +13,12 @@ pub(super) fn check(record: &Record) -> Verdict {
     };
     let applied: HashSet<i64> = rows.iter().map(|row| row.key).collect();
     let ordered: HashSet<i64> = record.orders.iter().flatten().copied().collect();
-    let inserted = |operation: &&Operation| operation.is_ok() && operation.what != "hot";
     let mut acknowledged = 0;
     let mut lost = Vec::new();
     for (via, present) in [(Via::Sql, &applied), (Via::Http, &ordered)] {
-        for key in record.operations(Lane::Write, via).filter(inserted).filter_map(|write| write.key) {
+        for key in
+            record.operations(Lane::Write, via).filter(|write| write.is_ok()).filter_map(|write| write.key)
+        {
             acknowledged += 1;
             if !present.contains(&key) {
                 lost.push(key);
@@ -48,7 +49,11 @@ mod tests {
         let run = record().ok(Lane::Write, 0, 1).ok(Lane::Write, 10, 1).row(0, 1);
 
         assert!(matches!(check(&run), Verdict::Refuted(text) if text.contains("1 of 2")));
-        assert!(check(&run.row(1, 11)).holds());
+        assert!(check(&run.clone().row(1, 11)).holds());
+        // The row that all share is overwritten, the key of who had it is not.
+        let mut shared = run;
+        shared.operations[1].what = "hot".to_owned();
+        assert!(matches!(check(&shared), Verdict::Refuted(_)));
     }
 
     #[test]

@@ -35,7 +35,7 @@ pub(super) fn check(record: &Record) -> Verdict {
     if late.is_empty() {
         let excused = match excused.len() {
             0 => String::new(),
-            count => format!("; {count} unknown ones that a paused server had are left out"),
+            count => format!("; {count} unknown ones that a paused primary had are left out"),
         };
         return Verdict::Holds(format!("{} writes, none after its answer{excused}", rows.len()));
     }
@@ -43,7 +43,7 @@ pub(super) fn check(record: &Record) -> Verdict {
     Verdict::Refuted(format!("{evidence}, up to {} later: {}", super::shown(worst), some(&late)))
 }
 
-/// What a paused server has in its socket buffers runs when it goes on; all that can be done is to say that the
+/// What a paused primary has in its socket buffers runs when it goes on; all that can be done is to say that the
 /// outcome is unknown.
 fn is_beyond_reach(record: &Record, write: &Operation) -> bool {
     let during = |ended: Duration| {

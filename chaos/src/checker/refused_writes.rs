@@ -41,7 +41,7 @@ pub(super) fn check(record: &Record, if_any: bool) -> Verdict {
 }
 
 fn is_failed(write: &Operation) -> bool {
-    matches!(write.outcome, Some(Outcome::Fail(_))) && write.what != "hot"
+    matches!(write.outcome, Some(Outcome::Fail(_)))
 }
 
 #[cfg(test)]
@@ -55,7 +55,11 @@ mod tests {
         let run = record().refused(10_000, 1, "outcome=not_sent");
         assert!(check(&run, false).holds());
 
-        assert!(matches!(check(&run.row(0, 10_500), true), Verdict::Refuted(_)));
+        let mut applied = run.row(0, 10_500);
+        for what in ["t", "hot"] {
+            applied.operations[0].what = what.to_owned();
+            assert!(matches!(check(&applied, true), Verdict::Refuted(_)), "{what}");
+        }
     }
 
     #[test]

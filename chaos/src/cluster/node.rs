@@ -132,6 +132,11 @@ impl Node {
         self.workdir.path().join("data")
     }
 
+    /// Whether it is a standby, told by its files: it may not answer. A promotion removes the file.
+    pub fn is_standby(&self) -> bool {
+        self.data_dir().join("standby.signal").exists()
+    }
+
     /// Connection URL of the superuser.
     pub fn url(&self) -> String {
         self.url_of("postgres", "postgres")

@@ -200,9 +200,10 @@ impl Fault {
         self.obstacle().map_or(Ok(()), refuse)
     }
 
-    /// Whether a whole server stands still.
-    pub(crate) fn pauses_a_server(&self) -> bool {
-        matches!(self, Self::Freeze { what: Processes::All, .. })
+    /// Whether a whole server stands still that accepts writes now.
+    pub(crate) fn pauses_a_primary(&self, rig: &Rig) -> bool {
+        let Self::Freeze { node, what: Processes::All } = self else { return false };
+        rig.node(node).is_ok_and(|node| !node.is_standby())
     }
 
     /// Makes it happen. Blocks.

@@ -25,7 +25,7 @@ const LIMIT: Duration = Duration::from_millis(500);
 const PATIENCE: usize = 6;
 
 const QUERY: &str = "
-SELECT coalesce(query ~* '^(insert|update|begin|commit)', false),
+SELECT coalesce(query ~* '^(insert|with|begin|commit)', false),
        coalesce(wait_event_type || '/' || wait_event, 'CPU'),
        count(*)::int
 FROM pg_stat_activity

@@ -56,7 +56,7 @@ pub(super) async fn play(
             Event::Inject(number) => {
                 let from = clock.now();
                 let fault = scenario.steps[number].fault.clone();
-                let (label, frozen) = (fault.to_string(), fault.pauses_a_server());
+                let (label, frozen) = (fault.to_string(), fault.pauses_a_primary(rig));
                 let rig = Arc::clone(rig);
                 match spawn_blocking(move || fault.inject(&rig)).await {
                     Ok(Ok(guard)) => {

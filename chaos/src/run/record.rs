@@ -38,7 +38,7 @@ pub struct Header {
 pub struct FaultWindow {
     /// What.
     pub label: String,
-    /// Whether a server was paused: what is in its socket buffers runs when it goes on, whatever anybody does.
+    /// Whether a primary was paused: what is in its socket buffers runs when it goes on, whatever anybody does.
     #[serde(default)]
     pub frozen: bool,
     /// When its injection began.
@@ -54,7 +54,7 @@ pub struct FaultWindow {
 pub struct Row {
     /// What was inserted.
     pub key: i64,
-    /// When the server executed it.
+    /// When the server committed it.
     #[serde(rename = "applied_ms", with = "crate::history::milliseconds")]
     pub applied: Duration,
 }

@@ -64,6 +64,8 @@ fn start_servers(options: &RunOptions) -> ClusterResult<(Cluster, Option<Node>)>
         .wal(plan.wal.storage())
         // For pg_rewind.
         .set("wal_log_hints", "on")
+        // For the truth.
+        .set("track_commit_timestamp", "on")
         // Standbys read the workload's tables while they replay.
         .set("hot_standby_feedback", "on");
     for (parameter, value) in &plan.settings {

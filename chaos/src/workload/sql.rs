@@ -15,7 +15,8 @@ pub(super) const WRITES: &str = "writes";
 /// Table with the one row that all writers share.
 pub(super) const HOT: &str = "hot";
 
-/// `applied_at` is the clock of the server's machine, which is ours, at the time of execution.
+/// `applied_at` is the clock of the server's machine, which is ours, at the time of execution; the server keeps when it
+/// committed.
 pub(super) const SCHEMA: &str = "
 CREATE TABLE items (id int PRIMARY KEY, payload text NOT NULL);
 INSERT INTO items SELECT n, repeat('x', 200) FROM generate_series(1, 1000) n;
@@ -25,7 +26,8 @@ INSERT INTO hot VALUES (1, 0);
 ";
 
 const INSERT: &str = "INSERT INTO writes (key) VALUES ($1)";
-const UPDATE: &str = "UPDATE hot SET key = $1 WHERE id = 1";
+/// Its key is on record like any other, as soon as the row could be had.
+const UPDATE: &str = "WITH had AS (UPDATE hot SET key = $1 WHERE id = 1 RETURNING key) INSERT INTO writes (key) SELECT key FROM had";
 
 /// What of a write had been sent when it broke.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
