@@ -1,7 +1,7 @@
 //! What works on this machine, and why the rest does not.
 
-use std::env;
 use std::path::Path;
+use std::{env, fs};
 
 use super::{Fault, Link, Processes, SubjectFault};
 
@@ -87,13 +87,55 @@ fn faults() -> Vec<(&'static str, &'static str, Fault)> {
     ]
 }
 
+/// Numbers of capabilities, as in `linux/capability.h`.
+const NET_ADMIN: u32 = 12;
+const SYS_ADMIN: u32 = 21;
+
 /// What is missing for a fault that needs root and a program.
 pub(crate) fn needs_root_and(program: &str) -> Option<String> {
     if !rustix::process::geteuid().is_root() {
         return Some("needs root".to_owned());
     }
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    if let Some(why) = lacks_capability(&status, program) {
+        return Some(why);
+    }
     let path = env::var_os("PATH").unwrap_or_default();
     let found =
         env::split_paths(&path).any(|dir: std::path::PathBuf| Path::new(&dir).join(program).is_file());
     (!found).then(|| format!("needs the program {program}"))
+}
+
+/// Root in a container has a part of root's powers.
+fn lacks_capability(status: &str, program: &str) -> Option<String> {
+    let needed: &[(u32, &str)] = match program {
+        "nft" => &[(NET_ADMIN, "CAP_NET_ADMIN")],
+        // A namespace is made, and interfaces in it.
+        "ip" => &[(SYS_ADMIN, "CAP_SYS_ADMIN"), (NET_ADMIN, "CAP_NET_ADMIN")],
+        _ => &[(SYS_ADMIN, "CAP_SYS_ADMIN")],
+    };
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let effective = u64::from_str_radix(effective.trim(), 16).ok()?;
+    let lacking = needed.iter().find(|(number, _)| effective & (1 << number) == 0);
+    lacking.map(|(_, name)| format!("needs the capability {name}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn root_without_powers_is_told_before_the_run() {
+        // A container's default set: without it a scenario would fail in the middle instead of being skipped.
+        let container = "Name:\tx\nCapEff:\t00000000a80425fb\nSeccomp:\t2\n";
+        let machine = "CapEff:\t000001ffffffffff\n";
+        let network = "CapEff:\t0000000000001000\n";
+
+        for program in ["nft", "ip", "mount", "fsfreeze"] {
+            assert!(lacks_capability(container, program).is_some(), "{program}");
+            assert_eq!(lacks_capability(machine, program), None, "{program}");
+        }
+        assert_eq!(lacks_capability(network, "nft"), None);
+        assert!(lacks_capability(network, "mount").is_some());
+    }
 }
