@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::cluster::{self, Cable, Programs};
-use crate::fault::packets;
+use crate::cluster::{self, Programs};
 use crate::report::{self, Judgement};
 use crate::run::{self, RunOptions, RunPrograms, Service};
 use crate::scenario::{self, Scenario};
@@ -99,8 +98,6 @@ pub async fn run(arguments: Run) -> Result<Outcome, Error> {
         None => Programs::find()?,
     };
     let programs = programs(&arguments)?;
-    packets::sweep();
-    Cable::sweep();
     let first = arguments.seed.unwrap_or_else(from_clock);
     let seeds = (0..arguments.runs).map(|number| first.wrapping_add(number));
     let mut outcome = Outcome::AllHold;

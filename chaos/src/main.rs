@@ -10,6 +10,7 @@ use tidegate_chaos::cli::{self, Outcome, Run};
 use tidegate_chaos::fault::catalogue::catalogue;
 use tidegate_chaos::subject::broken::{self, Way};
 use tidegate_chaos::{dev, relay, report, scenario, service};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Throwaway servers for a look at tidegate, and scenarios that break them.
 #[derive(Parser)]
@@ -86,19 +87,23 @@ async fn main() -> ExitCode {
     })
 }
 
-/// Ctrl-C drops the run, and so heals its faults.
+/// Ctrl-C and SIGTERM drop the run, and so heal its faults.
 async fn run(arguments: Run) -> Result<ExitCode, Box<dyn Error>> {
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut terminated = signal(SignalKind::terminate())?;
     tokio::select! {
         outcome = cli::run(arguments) => Ok(match outcome? {
             Outcome::AllHold => ExitCode::SUCCESS,
             Outcome::NotAll => ExitCode::FAILURE,
         }),
-        interrupted = tokio::signal::ctrl_c() => {
-            interrupted?;
-            eprintln!("interrupted: healing faults and removing everything");
-            Ok(ExitCode::FAILURE)
-        }
+        _ = interrupted.recv() => Ok(interruption()),
+        _ = terminated.recv() => Ok(interruption()),
     }
+}
+
+fn interruption() -> ExitCode {
+    eprintln!("interrupted: healing faults and removing everything");
+    ExitCode::FAILURE
 }
 
 fn done<E: Error + 'static>(result: Result<(), E>) -> Result<ExitCode, Box<dyn Error>> {

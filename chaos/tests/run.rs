@@ -2,10 +2,13 @@
 //! nothing protects the application.
 
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tidegate_chaos::checker::{Claim, NAMES, Verdict};
 use tidegate_chaos::cli::on_path;
 use tidegate_chaos::cluster::Programs;
+use tidegate_chaos::fault::Fault;
 use tidegate_chaos::report::{self, Judgement};
 use tidegate_chaos::run::{self, RunOptions, RunPrograms, Service};
 use tidegate_chaos::scenario::Scenario;
@@ -520,4 +523,39 @@ fn every_claim_has_a_name_of_its_own() {
 
     assert!(distinct.len() >= 15, "{distinct:?}");
     assert!(distinct.iter().all(|name| NAMES.contains(name)), "{distinct:?}");
+}
+
+#[test]
+fn a_run_that_is_terminated_heals_its_faults() {
+    // SIGTERM used to end the process on the spot, and the port stayed unreachable.
+    let fault = Fault::DropPackets { node: "primary".to_owned(), larger_than: None, both_ways: false };
+    if let Some(why) = fault.obstacle() {
+        eprintln!("skipped: {why}");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let scenario = dir.path().join("cut-off.toml");
+    let text = "summary = 'cut off'\n[cluster]\nstandbys = 0\n[phases]\nquiet = '0s'\n\
+                [[step]]\nfor = '60s'\nfault = 'drop-packets'\nnode = 'primary'\n";
+    std::fs::write(&scenario, text).unwrap();
+    let mut run = Command::new(env!("CARGO_BIN_EXE_tidegate-chaos"));
+    run.arg("run").arg(&scenario).args(["--subject", "direct"]).arg("--out").arg(dir.path().join("out"));
+    let mut run = run.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    let pid = rustix::process::Pid::from_raw(i32::try_from(run.id()).unwrap()).unwrap();
+    let table = format!("tidegate_{}_", run.id());
+    let in_force = || {
+        let listed = Command::new("nft").args(["list", "tables"]).output().unwrap();
+        String::from_utf8_lossy(&listed.stdout).contains(&table)
+    };
+    let start = Instant::now();
+    while !in_force() {
+        assert!(start.elapsed() < Duration::from_mins(1), "the fault was never injected");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let status = run.wait().unwrap();
+
+    assert!(!in_force());
+    assert_eq!(status.code(), Some(1), "{status}");
 }

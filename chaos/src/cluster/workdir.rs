@@ -7,6 +7,9 @@
 //! finds `PostgreSQL`'s backends too (each is its own process group, and an orphan once its postmaster is
 //! gone). What changes its working directory escapes.
 //!
+//! Rules and namespaces of the kernel's are not in the folder: a process heals its own when it ends, and when it is killed
+//! the next one does.
+//!
 //! Should the shell die as well (the whole session was killed, the machine lost power), the next
 //! [`Workdir::create`] finds the folder by its lock, which nobody holds any more, and does the shell's work.
 
@@ -17,8 +20,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Once;
 
+use super::cable::Cable;
 use super::error::{Doing, Result};
 use super::owner::Owner;
+use crate::fault::packets;
 
 /// Waits for the end of its input, then kills whatever lives below `$1` and removes the folder. Bounded:
 /// SIGKILL needs no cooperation, but a process in uninterruptible sleep may never go.
@@ -71,7 +76,11 @@ impl Workdir {
     /// Creates a folder for programs that run as `owner`.
     pub fn create(label: &str, owner: &Owner) -> Result<Self> {
         let parent = owner.temp_dir();
-        SWEEP.call_once(|| sweep(&parent));
+        SWEEP.call_once(|| {
+            sweep(&parent);
+            Cable::sweep();
+            packets::sweep();
+        });
         let dir = tempfile::Builder::new()
             .prefix(&format!("tidegate-{label}-"))
             .permissions(fs::Permissions::from_mode(0o755))
