@@ -1,4 +1,4 @@
-# A fresh Linux machine with Rust and Python 3 needs no more than `make run` and `make test`.
+# A fresh Linux machine with Rust and Python 3 (with pip or venv) needs no more than `make run` and `make test`.
 
 CARGO ?= cargo
 # Where the built programs are; cargo's own variable moves it.

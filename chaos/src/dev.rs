@@ -12,6 +12,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use url::Url;
 
+use crate::cli::on_path;
 use crate::cluster::{
     self, Cluster, ClusterOptions, NodeOptions, Owner, Programs, Replication, Workdir, quote_identifier,
 };
@@ -118,6 +119,8 @@ struct Behind {
     urls: Vec<String>,
     user: String,
     database: String,
+    /// How to call it.
+    psql: String,
     /// What keeps our own servers alive.
     _cluster: Option<Cluster>,
 }
@@ -132,12 +135,13 @@ async fn behind(given: Vec<Url>) -> Result<Behind, Error> {
     let database = first.path().trim_start_matches('/');
     let database = if database.is_empty() { user.clone() } else { database.to_owned() };
     let urls = given.iter().map(Url::to_string).collect();
-    Ok(Behind { urls, user, database, _cluster: None })
+    Ok(Behind { urls, user, database, psql: "psql".to_owned(), _cluster: None })
 }
 
 fn start_cluster() -> Result<Behind, Error> {
     let programs = Programs::find()?;
     println!("starting PostgreSQL {}: a primary and a standby", programs.full_version());
+    let psql = psql_of(&programs, on_path("psql").is_some());
     let options = ClusterOptions {
         node: NodeOptions::new(programs),
         standbys: 1,
@@ -153,14 +157,20 @@ fn start_cluster() -> Result<Behind, Error> {
     }
     let standbys = cluster.standbys().iter().map(|standby| standby.url());
     let urls = std::iter::once(cluster.primary().url()).chain(standbys).collect();
-    Ok(Behind { urls, user: "postgres".to_owned(), database: "postgres".to_owned(), _cluster: Some(cluster) })
+    let postgres = || "postgres".to_owned();
+    Ok(Behind { urls, user: postgres(), database: postgres(), psql, _cluster: Some(cluster) })
+}
+
+/// The banner's command must work where it is pasted.
+fn psql_of(programs: &Programs, on_path: bool) -> String {
+    if on_path { "psql".to_owned() } else { programs.program("psql").display().to_string() }
 }
 
 fn banner(options: &Options, behind: &Behind) -> String {
     let (host, port) = (options.listen.ip(), options.listen.port());
-    let (user, database) = (&behind.user, &behind.database);
+    let Behind { user, database, psql, .. } = behind;
     format!(
-        "\n  connect:  psql -h {host} -p {port} -U {user} {database}\n  \
+        "\n  connect:  {psql} -h {host} -p {port} -U {user} {database}\n  \
            admin:    http://{}/\n  \
            Ctrl-C removes everything\n",
         options.admin

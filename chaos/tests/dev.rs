@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use tidegate_chaos::cluster::{PortLease, Programs, inhabitants};
+use tidegate_chaos::cluster::{PortLease, inhabitants};
 
 /// Relays connections to the first upstream, and says in which folder it runs.
 const RELAY: &str = r"#!/usr/bin/env python3
@@ -74,12 +74,12 @@ fn the_printed_line_connects_and_interrupt_removes_everything() {
     assert_eq!(run.line("upstreams "), "upstreams 2");
 
     let printed = run.line("psql -h");
-    let words: Vec<&str> = printed.split_whitespace().skip_while(|word| *word != "psql").skip(1).collect();
-    let psql = Programs::find().unwrap().program("psql");
+    let (psql, words) = printed.trim().strip_prefix("connect:").unwrap().trim().split_once(' ').unwrap();
+    let words: Vec<&str> = words.split_whitespace().collect();
     let query = ["-XAtc", "SELECT current_user, current_setting('data_directory')"];
-    let answer = Command::new(&psql).args(&words).args(query).output().unwrap();
+    let answer = Command::new(psql).args(&words).args(query).output().unwrap();
     let plain =
-        Command::new(&psql).args(&words[..4]).args(["-XAtc", "SELECT current_database()"]).output().unwrap();
+        Command::new(psql).args(&words[..4]).args(["-XAtc", "SELECT current_database()"]).output().unwrap();
     let answer = String::from_utf8(answer.stdout).unwrap();
     let (user, data) = answer.trim().split_once('|').unwrap();
     let data = PathBuf::from(data);

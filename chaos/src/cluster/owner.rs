@@ -3,8 +3,8 @@
 //! `PostgreSQL` refuses to run as root (`check_root` in its `main.c`), so root hands its servers to `postgres`
 //! or, where that user does not exist, to `nobody`. Anybody else runs them as themselves.
 
-use std::fs;
-use std::os::unix::fs::{MetadataExt, chown};
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -110,6 +110,10 @@ impl Owner {
             let source = std::io::Error::from(std::io::ErrorKind::PermissionDenied);
             return Err(source).doing(|| format!("{} belongs to somebody else", base.display()));
         }
+        // A strict umask must not keep the servers' user out.
+        for part in [&base, &dir] {
+            fs::set_permissions(part, Permissions::from_mode(0o755)).doing_to("open", part)?;
+        }
         Ok(dir)
     }
 }
@@ -130,4 +134,22 @@ fn lookup(matches: impl Fn(&str, u32) -> bool) -> Option<Entry> {
         let gid = fields.next()?.parse().ok()?;
         matches(name, uid).then(|| Entry { name: name.to_owned(), uid, gid })
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shared_folder_is_open_whatever_the_umask_was() {
+        // Under umask 077 root's servers, which run as somebody else, could not reach their own template.
+        let owner = Owner::caller();
+        let dir = owner.shared_dir("closed").unwrap();
+        fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
+
+        let again = owner.shared_dir("closed").unwrap();
+
+        assert_eq!(fs::metadata(&again).unwrap().mode() & 0o777, 0o755);
+        fs::remove_dir(again).unwrap();
+    }
 }

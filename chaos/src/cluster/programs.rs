@@ -72,8 +72,10 @@ impl Programs {
 
     /// The installation in this folder.
     pub fn at(dir: &Path) -> Result<Self> {
+        // Servers are started from other folders.
+        let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
         if let Some(missing) = NEEDED.into_iter().find(|program| !dir.join(program).is_file()) {
-            return Err(Error::NotPrograms { dir: dir.to_owned(), missing });
+            return Err(Error::NotPrograms { dir, missing });
         }
         let printed = command::run(Command::new(dir.join("postgres")).arg("--version"), "", QUICK)?;
         // "postgres (PostgreSQL) 15.20 (Debian 15.20-0+deb12u1)"
@@ -83,7 +85,7 @@ impl Programs {
             wanted: "version".to_owned(),
             why: format!("{} does not tell its version", dir.display()),
         })?;
-        Ok(Self { bin: dir.to_owned(), major, version: version.to_owned() })
+        Ok(Self { major, version: version.to_owned(), bin: dir })
     }
 
     fn from_wheel() -> Result<Self> {

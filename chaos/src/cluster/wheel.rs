@@ -42,7 +42,10 @@ fn cache_dir(owner: &Owner) -> Result<PathBuf> {
     let xdg = env::var_os("XDG_CACHE_HOME").map(PathBuf::from).filter(|path| path.is_absolute());
     let base = xdg.or_else(|| env::var_os("HOME").map(|home| Path::new(&home).join(".cache")));
     match base.map(|base| base.join("tidegate")) {
-        Some(dir) if owner.can_enter(&dir) && fs::create_dir_all(&dir).is_ok() => Ok(dir),
+        // A strict umask closes what is made here.
+        Some(dir) if owner.can_enter(&dir) && fs::create_dir_all(&dir).is_ok() && owner.can_enter(&dir) => {
+            Ok(dir)
+        }
         _ => owner.shared_dir("programs"),
     }
 }
@@ -71,7 +74,13 @@ fn pip_install(scratch: &Path, target: &Path) -> Result<()> {
         system
     } else {
         let venv = scratch.join("venv");
-        command::run(Command::new("python3").args(["-m", "venv"]).arg(&venv), "", LIMIT)?;
+        let made = command::run(Command::new("python3").args(["-m", "venv"]).arg(&venv), "", LIMIT);
+        made.map_err(|error| Error::Unsupported {
+            what: "pip".to_owned(),
+            why: format!(
+                "it needs python3 with its module pip or venv (Debian: apt-get install python3-venv): {error}"
+            ),
+        })?;
         Command::new(venv.join("bin/python3"))
     };
     python.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]);
