@@ -123,7 +123,7 @@ impl Shared {
     async fn is_fit(&self, session: &mut Session) -> bool {
         let now = Instant::now();
         let stale = self.silence.is_since(session.last_used()) || session.is_outlived();
-        if stale || session.is_closed() {
+        if stale || session.is_lost() {
             session.doom();
             return false;
         }

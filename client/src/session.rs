@@ -160,7 +160,7 @@ impl Session {
         self.vouched
     }
 
-    /// [`vouch`](Self::vouch) was long ago.
+    /// [`vouch`](Self::vouch) was long ago, or for somebody else.
     pub(crate) fn doubt(&mut self) {
         self.vouched = false;
     }
@@ -173,6 +173,7 @@ impl Session {
     /// Something is about to be asked. Until [`answered`](Self::answered) the connection is in doubt: the future that
     /// asks may be dropped at any time.
     pub(crate) fn asking(&mut self) {
+        self.vouched = false;
         if self.trust == Trust::Sound {
             self.trust = Trust::InDoubt;
         }
@@ -187,6 +188,7 @@ impl Session {
 
     /// Not to be used again.
     pub(crate) fn doom(&mut self) {
+        self.vouched = false;
         self.trust = Trust::Lost;
     }
 

@@ -37,10 +37,13 @@ impl Warm {
     /// The connection, or the right to wait for one of the stock.
     pub(crate) fn take(&self) -> Result<Pooled, Waiting<'_>> {
         let mut place = self.place();
-        place.session.take().ok_or_else(|| {
+        let mut session = place.session.take().ok_or_else(|| {
             place.waiting += 1;
             Waiting(self)
-        })
+        })?;
+        drop(place);
+        session.doubt();
+        Ok(session)
     }
 
     /// Keeps a connection that is fit for use, or returns it.
