@@ -9,6 +9,9 @@ use tidegate_layers::shed::QueueConfig;
 use crate::error::Error;
 use crate::pool::Pool;
 
+/// More cannot be added to the time of now everywhere.
+const LONGEST: Duration = Duration::from_hours(100 * 365 * 24);
+
 /// A bound for every phase. One budget spans them all where a [`deadline`](crate::deadline) scope or
 /// [`total`](Self::total) is set: a phase ends at its own bound or at the end of the budget, whichever comes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,7 +46,7 @@ impl Default for Timeouts {
 /// Whether a tidegate sidecar answers at the address.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Sidecar {
-    /// Each new connection is asked once: `SHOW tidegate.deadline_ms` is an error (42704) without one.
+    /// Each new connection is asked once, for what `PostgreSQL` and a sidecar refuse each in its own way.
     #[default]
     Auto,
     /// There is one.
@@ -56,7 +59,8 @@ pub enum Sidecar {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum SyncWait {
     /// It is left alone and stays charged to the write lane until it ends: its locks are held, and nobody sees a
-    /// commit that a failover may lose.
+    /// commit that a failover may lose. What a sidecar's backend waits for is the sidecar's to see: behind one no write
+    /// that commits by itself is cancelled at its deadline.
     #[default]
     Leave,
     /// It is cancelled: its locks are freed, and its commit becomes visible without being replicated
@@ -230,14 +234,21 @@ impl Builder {
     fn check(&self) -> Result<(), Contradiction> {
         let Timeouts { acquire, connect, read, write, commit, total } = self.timeouts;
         let shortest = read.min(write);
+        let (breaker, given) = (&self.breaker, [acquire, connect, read, write, commit]);
+        let durations =
+            [self.idle_timeout, self.max_lifetime, breaker.tick].into_iter().chain(given).chain(total);
         if self.size == 0 || u32::try_from(self.size).is_err() {
             Err(Contradiction("size must be at least 1"))
+        } else if self.min_idle.is_some_and(|idle| idle as usize > self.size) {
+            Err(Contradiction("min_idle must not be above size"))
         } else if !(self.write_share > 0.0 && self.write_share <= 1.0) {
             Err(Contradiction("write_share must be above 0 and at most 1"))
-        } else if [acquire, connect, read, write, commit].contains(&Duration::ZERO)
-            || total == Some(Duration::ZERO)
-        {
-            Err(Contradiction("a timeout of zero can never be met"))
+        } else if durations.clone().any(|duration| duration.is_zero()) {
+            Err(Contradiction("a timeout, lifetime or tick of zero can never be met"))
+        } else if durations.clone().any(|duration| duration > LONGEST) {
+            Err(Contradiction("a timeout, lifetime or tick must not be longer than 100 years"))
+        } else if breaker.stuck_min > breaker.stuck_max {
+            Err(Contradiction("stuck_min must not be longer than stuck_max"))
         } else if acquire > shortest || connect > shortest {
             Err(Contradiction("acquire and connect must not be longer than read and write"))
         } else if self.postgres.get_hosts().is_empty() && self.postgres.get_hostaddrs().is_empty() {
@@ -319,6 +330,15 @@ mod tests {
             good.clone().timeouts(zero),
             good.clone().timeouts(longer),
             Builder::parse("user=a").unwrap(),
+            // bb8, tokio and the clock panic at these.
+            good.clone().size(2).min_idle(3),
+            good.clone().idle_timeout(Duration::ZERO),
+            good.clone().max_lifetime(Duration::MAX),
+            good.clone().timeouts(Timeouts { read: Duration::MAX, ..Timeouts::default() }),
+            good.clone().timeouts(Timeouts { total: Some(Duration::MAX), ..Timeouts::default() }),
+            good.clone().breaker(BreakerConfig { tick: Duration::ZERO, ..BreakerConfig::default() }),
+            good.clone()
+                .breaker(BreakerConfig { stuck_min: Duration::from_mins(1), ..BreakerConfig::default() }),
         ] {
             bad.check().unwrap_err();
         }
