@@ -17,6 +17,7 @@ pub(crate) struct Circumstances {
     pub(crate) ours: bool,
     /// The server said that a commit is durable but not replicated.
     pub(crate) unreplicated: bool,
+    pub(crate) done: Done,
 }
 
 /// What can be said of a statement whose answer never came.
@@ -32,6 +33,27 @@ pub(crate) fn outcome_of_silence(lane: Lane, step: Step, ours: bool) -> Outcome 
     }
 }
 
+/// What an error leaves of an outcome when the call that it ends may have done more than what it undoes.
+pub(crate) fn outcome_in_part(outcome: Outcome, done: Done) -> Outcome {
+    match (done, outcome) {
+        (Done::Nothing, _) | (Done::Perhaps, Outcome::NotSent) => outcome,
+        // What was refused was not the first.
+        (Done::Something | Done::Perhaps, Outcome::NotSent | Outcome::RolledBack) => Outcome::Unknown,
+        (_, Outcome::Committed | Outcome::CommittedUnreplicated | Outcome::Unknown) => outcome,
+    }
+}
+
+/// What may be durable of a call besides the statement that was answered last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Done {
+    /// It was one statement, or is a transaction that is open still.
+    Nothing,
+    /// A command may have committed midway.
+    Perhaps,
+    /// A part was committed.
+    Something,
+}
+
 pub(crate) fn error(error: tokio_postgres::Error, circumstances: Circumstances) -> Error {
     let Circumstances { lane, doing, .. } = circumstances;
     let (kind, outcome) = match error.as_db_error() {
@@ -45,10 +67,12 @@ pub(crate) fn error(error: tokio_postgres::Error, circumstances: Circumstances) 
         Some(_) | None => kind,
     };
     let classified = Error::new(kind, doing, outcome).in_lane(lane).because(error);
-    match detail {
+    let classified = match detail {
         Some(detail) => classified.told(detail),
         None => classified,
-    }
+    };
+    let outcome = outcome_in_part(classified.outcome(), circumstances.done);
+    classified.of_outcome(outcome)
 }
 
 /// No answer of the server: the connection broke, or values do not fit.
@@ -66,7 +90,8 @@ fn of_driver(error: &tokio_postgres::Error, circumstances: Circumstances) -> (Er
     }
 }
 
-/// The table of SQLSTATEs. An ERROR ends its statement without a trace; a FATAL may come in the middle of a commit.
+/// The table of SQLSTATEs. An ERROR ends its statement without a trace (what came before it in the same call is the
+/// matter of [`outcome_in_part`]); a FATAL may come in the middle of a commit.
 fn of_answer(answer: &DbError, circumstances: Circumstances) -> (ErrorKind, Outcome) {
     let Circumstances { lane, step, ours, unreplicated, .. } = circumstances;
     let silence = outcome_of_silence(lane, step, ours);
@@ -128,5 +153,19 @@ mod tests {
         assert_eq!(outcome(Lane::Write, Step::Commit, true), Outcome::Unknown);
         assert_eq!(outcome(Lane::Read, Step::Commit, true), Outcome::Unknown);
         assert_eq!(outcome(Lane::Read, Step::Statement, false), Outcome::RolledBack);
+    }
+
+    #[test]
+    fn an_error_says_nothing_of_what_was_committed_before_it() {
+        // "Rolled back" for a call of which a part is durable does that part twice.
+        let outcome = outcome_in_part;
+
+        assert_eq!(outcome(Outcome::RolledBack, Done::Nothing), Outcome::RolledBack);
+        assert_eq!(outcome(Outcome::RolledBack, Done::Something), Outcome::Unknown);
+        assert_eq!(outcome(Outcome::NotSent, Done::Something), Outcome::Unknown);
+        assert_eq!(outcome(Outcome::RolledBack, Done::Perhaps), Outcome::Unknown);
+        // Refused as a whole, it did not even start.
+        assert_eq!(outcome(Outcome::NotSent, Done::Perhaps), Outcome::NotSent);
+        assert_eq!(outcome(Outcome::Committed, Done::Something), Outcome::Committed);
     }
 }

@@ -10,7 +10,7 @@ use tokio_postgres::{Row, SimpleQueryMessage, Statement, ToStatement};
 use crate::deadline::Deadline;
 use crate::error::Error;
 use crate::pool::{Pooled, Shared};
-use crate::recover;
+use crate::recover::{self, Left};
 use crate::retry::Trouble;
 use crate::run::{Run, Step};
 use crate::words::Lane;
@@ -36,6 +36,8 @@ pub struct Connection {
     control: TransactionControl,
     /// What the last statement said of a retry, whatever error the application makes of it.
     trouble: Option<Trouble>,
+    /// What was begun and not ended: its future may be dropped at any time.
+    unfinished: Option<Step>,
 }
 
 /// A connection and its permit. In this order: the permit is free only when the connection is back.
@@ -67,7 +69,8 @@ impl Connection {
         budget: Option<Deadline>,
     ) -> Self {
         let held = Some(Held { session, lease });
-        Self { held, shared, lane, budget, control: TransactionControl::Theirs, trouble: None }
+        let control = TransactionControl::Theirs;
+        Self { held, shared, lane, budget, control, trouble: None, unfinished: None }
     }
 
     /// The lane it was taken in.
@@ -183,7 +186,10 @@ impl Connection {
     }
 
     /// Lends out the driver's client for what has no method here (COPY, row streams, pipelines), as one statement:
-    /// the bound, the breaker and the proof of idleness are those of the whole.
+    /// the bound, the breaker and the proof of idleness are those of the whole. It is over when all that it has begun is
+    /// answered, commits included (one round trip more): what it returns must read nothing any more. An error that the
+    /// operation has not seen is an error of the whole, and outside of a transaction an error leaves the outcome unknown
+    /// if something was committed before it.
     ///
     /// ```no_run
     /// # async fn f(pool: tidegate_client::Pool) -> Result<(), Box<dyn std::error::Error>> {
@@ -202,8 +208,8 @@ impl Connection {
         &mut self,
         operation: impl AsyncFnOnce(&tokio_postgres::Client) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, Error> {
-        let run = Run::begin(self, Step::Statement).await?;
-        let driven = run.drive(operation(run.client())).await;
+        let mut run = Run::begin(self, Step::Statement).await?;
+        let driven = run.drive_all(operation).await;
         run.end(driven).await
     }
 
@@ -234,6 +240,15 @@ impl Connection {
         self.control
     }
 
+    /// We alone send COMMIT.
+    pub(crate) fn is_ours(&self) -> bool {
+        matches!(self.control, TransactionControl::Ours { .. })
+    }
+
+    pub(crate) fn note_unfinished(&mut self, step: Option<Step>) {
+        self.unfinished = step;
+    }
+
     pub(crate) fn trouble(&self) -> Option<Trouble> {
         self.trouble
     }
@@ -247,9 +262,9 @@ impl Connection {
     }
 
     /// The caller has been, or is about to be, answered; what is left goes on behind its back.
-    pub(crate) fn give_up(&mut self, step: Step) {
+    pub(crate) fn give_up(&mut self, left: Left) {
         if let Some(held) = self.held.take() {
-            recover::start(&self.shared, held, self.lane, step);
+            recover::start(&self.shared, held, self.lane, left);
         }
     }
 
@@ -263,7 +278,8 @@ impl Connection {
             let _runtime = self.shared.runtime.enter();
             drop(held);
         } else {
-            recover::start(&self.shared, held, self.lane, Step::Statement);
+            let left = if self.unfinished == Some(Step::Commit) { Left::Commit } else { Left::Statement };
+            recover::start(&self.shared, held, self.lane, left);
         }
     }
 }

@@ -229,6 +229,11 @@ impl Error {
         self
     }
 
+    pub(crate) fn of_outcome(mut self, outcome: Outcome) -> Self {
+        self.0.outcome = outcome;
+        self
+    }
+
     /// What a sidecar says counts for more than what we conclude.
     pub(crate) fn told(mut self, detail: Detail) -> Self {
         let inner = &mut *self.0;
@@ -262,6 +267,11 @@ impl Error {
             .caused_by(refusal.cause)
             .retry_in(refusal.retry_after)
             .because(refusal)
+    }
+
+    /// The transaction was rolled back instead of its COMMIT.
+    pub(crate) fn rolled_back(lane: Lane) -> Self {
+        Self::new(ErrorKind::RolledBack, Doing::Committing, Outcome::RolledBack).in_lane(lane)
     }
 
     /// The budget ended before anything was sent.

@@ -13,7 +13,7 @@ use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Connection};
 
 use crate::connector::{ConnectError, Place};
 use crate::socket::{Ending, Socket};
-use crate::wire::{Tap, WireState};
+use crate::wire::{Mark, Tap, WireState};
 
 /// What there is after a login.
 #[derive(Debug)]
@@ -159,7 +159,7 @@ where
         match std::future::poll_fn(|cx| connection.poll_message(cx)).await {
             Some(Ok(AsyncMessage::Notice(notice))) => {
                 if notice.routine() == Some("SyncRepWaitForLSN") {
-                    wire.mark_unreplicated();
+                    wire.mark(Mark::Unreplicated);
                 }
                 tracing::debug!(code = notice.code().code(), "notice of the server");
             }

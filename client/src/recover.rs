@@ -5,8 +5,9 @@
 //! permit stays taken all the while, also after a reset until its backend is seen to be gone, so the server never
 //! has more of our backends than the pool has permits (but for the control connections).
 //!
-//! A COMMIT is not cancelled, nor is a write that waits for a synchronous standby (unless the pool is told to): it is
-//! left alone and watched until it ends. The bound of the lane keeps such zombies few.
+//! A COMMIT is not cancelled, nor is a write that waits for a synchronous standby (unless the pool is told to), nor one
+//! behind a sidecar that has had all its time: it is left alone and watched until it ends. The bound of the lane keeps
+//! such zombies few.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,7 +21,6 @@ use crate::connection::Held;
 use crate::control::BackendState;
 use crate::names;
 use crate::pool::Shared;
-use crate::run::Step;
 use crate::session::Session;
 use crate::words::Lane;
 
@@ -36,6 +36,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// a client that is gone within two seconds, or its keepalive does in eleven.
 const BLIND_MAX: Duration = Duration::from_secs(10);
 
+/// What its user left behind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Left {
+    /// A COMMIT.
+    Commit,
+    /// A write that commits by itself and has had all its time: a sidecar ends it, and sees what it waits for.
+    LateWrite,
+    /// Whatever else.
+    Statement,
+}
+
 /// What became of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -44,13 +55,13 @@ enum End {
 }
 
 /// Recovers in a task of the pool's runtime.
-pub(crate) fn start(shared: &Arc<Shared>, held: Held, lane: Lane, step: Step) {
-    shared.runtime.spawn(recover(Arc::clone(shared), held, lane, step));
+pub(crate) fn start(shared: &Arc<Shared>, held: Held, lane: Lane, left: Left) {
+    shared.runtime.spawn(recover(Arc::clone(shared), held, lane, left));
 }
 
-async fn recover(shared: Arc<Shared>, held: Held, lane: Lane, step: Step) {
+async fn recover(shared: Arc<Shared>, held: Held, lane: Lane, left: Left) {
     let Held { mut session, lease } = held;
-    let end = settle(&shared, &mut session, lane, step).await;
+    let end = settle(&shared, &mut session, lane, left).await;
     let (pid, sidecar) = (session.pid(), session.has_sidecar());
     if end == End::Idle && session.is_idle() {
         names::recovered(&shared.name, lane, "reused");
@@ -75,32 +86,35 @@ fn release(shared: &Shared, charge: Charge<()>) {
     shared.permits.put(());
 }
 
-async fn settle(shared: &Shared, session: &mut Session, lane: Lane, step: Step) -> End {
+async fn settle(shared: &Shared, session: &mut Session, lane: Lane, left: Left) -> End {
     session.cancelled().await;
     if session.is_lost() {
         return End::Broken;
     }
     // Answers come in order: when this one is answered, everything before it is, written or not.
-    if end_of_statement(shared, session, lane, step).await == End::Broken {
+    if end_of_statement(shared, session, lane, left).await == End::Broken {
         return End::Broken;
     }
     session.cancelled().await;
     let wire = Arc::clone(session.wire());
     if wire.is_idle() {
         session.answered();
+        // The next user is not to be charged with it.
+        wire.forget();
         return End::Idle;
     }
     match timeout(ROLLBACK_MAX, session.client().batch_execute("ROLLBACK")).await {
         Ok(Ok(())) if wire.is_idle() => {
             session.forget_hints();
             session.answered();
+            wire.forget();
             End::Idle
         }
         Ok(_) | Err(_) => End::Broken,
     }
 }
 
-async fn end_of_statement(shared: &Shared, session: &Session, lane: Lane, step: Step) -> End {
+async fn end_of_statement(shared: &Shared, session: &Session, lane: Lane, left: Left) -> End {
     let barrier = session.client().batch_execute("");
     let mut barrier = std::pin::pin!(barrier.map(|answer| match answer {
         Ok(()) => End::Idle,
@@ -111,7 +125,7 @@ async fn end_of_statement(shared: &Shared, session: &Session, lane: Lane, step: 
     if let Ok(end) = timeout(GRACE, barrier.as_mut()).await {
         return end;
     }
-    if is_left_alone(shared, session, lane, step).await {
+    if is_left_alone(shared, session, lane, left).await {
         return watch_zombie(shared, session, lane, barrier).await;
     }
     if shared.cancels_are_futile(lane) {
@@ -121,14 +135,17 @@ async fn end_of_statement(shared: &Shared, session: &Session, lane: Lane, step: 
     timeout(DRAIN_MAX, barrier).await.unwrap_or(End::Broken)
 }
 
-async fn is_left_alone(shared: &Shared, session: &Session, lane: Lane, step: Step) -> bool {
-    if step == Step::Commit {
+async fn is_left_alone(shared: &Shared, session: &Session, lane: Lane, left: Left) -> bool {
+    if left == Left::Commit {
         return true;
     }
-    lane == Lane::Write
-        && shared.sync_wait == SyncWait::Leave
-        && !session.has_sidecar()
-        && shared.control.backend(session.pid()).await == BackendState::WaitsForStandby
+    if lane == Lane::Read || shared.sync_wait == SyncWait::Cancel {
+        return false;
+    }
+    if session.has_sidecar() {
+        return left == Left::LateWrite;
+    }
+    shared.control.backend(session.pid()).await == BackendState::WaitsForStandby
 }
 
 /// Waits for the end of a statement that nobody may cancel, however long it takes, as long as there is one.

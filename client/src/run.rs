@@ -9,8 +9,9 @@ use futures_util::FutureExt;
 use tidegate_layers::breaker::{Outcome as Health, Ticket};
 use tokio::time::{Instant, timeout_at};
 use tokio_postgres::Client;
+use tokio_postgres::error::Severity;
 
-use crate::classify::{self, Circumstances};
+use crate::classify::{self, Circumstances, Done};
 use crate::config::{SyncWait, Timeouts};
 use crate::connection::{Connection, TransactionControl};
 use crate::control::BackendState;
@@ -18,8 +19,10 @@ use crate::deadline::{Deadline, Scope};
 use crate::detail;
 use crate::error::{Doing, Error, ErrorKind};
 use crate::lanes::LaneBreaker;
+use crate::recover::Left;
 use crate::retry::Trouble;
 use crate::session::Session;
+use crate::wire::{Mark, WireState};
 use crate::words::{Lane, Outcome};
 
 /// What is kept of a budget to cancel and to learn the outcome: a tenth, at most this.
@@ -63,6 +66,11 @@ impl Step {
     }
 }
 
+/// What an operation did not tell.
+#[derive(Debug, thiserror::Error)]
+#[error("the server reported an error behind the end of the operation")]
+struct FailedLate;
+
 /// How it ended, as far as the clock is concerned.
 pub(crate) enum Driven<T> {
     Answered(Result<T, tokio_postgres::Error>),
@@ -74,11 +82,22 @@ pub(crate) enum Driven<T> {
 pub(crate) struct Run<'a> {
     connection: &'a mut Connection,
     step: Step,
+    /// Whether it is one statement of ours.
+    extent: Extent,
     watch: Watch,
     /// When to cancel.
     soft: Instant,
     /// When to answer.
     hard: Instant,
+}
+
+/// How much a run is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    /// One call of the driver's.
+    Call,
+    /// Whatever an application does with the driver's client.
+    Anything,
 }
 
 impl<'a> Run<'a> {
@@ -107,14 +126,16 @@ impl<'a> Run<'a> {
             return Err(lost());
         }
         session.asking();
+        session.wire().forget();
         let hints =
             session.hints(budget.map(|budget| budget.remaining(now).saturating_sub(margin)), scope.priority);
         for hint in hints.iter().flat_map(|hints| hints.split_terminator(';')) {
             // Polled once it is queued for sending, before the statement; the answer is read and dropped.
             drop(session.client().batch_execute(hint).now_or_never());
         }
+        connection.note_unfinished(Some(step));
         let watch = Watch::start(&connection.shared().breakers[lane.index()], ticket, now);
-        Ok(Self { connection, step, watch, soft, hard: hard.instant() })
+        Ok(Self { connection, step, extent: Extent::Call, watch, soft, hard: hard.instant() })
     }
 
     /// A transaction that is open is never refused: finishing it frees its locks.
@@ -175,6 +196,43 @@ impl<'a> Run<'a> {
         }
     }
 
+    /// As [`drive`](Self::drive), for an operation that need not wait for all that it has begun: that is waited for
+    /// as well. A COPY is not done before its commit, and a connection with requests in its queue is not idle.
+    pub(crate) async fn drive_all<T>(
+        &mut self,
+        operation: impl AsyncFnOnce(&Client) -> Result<T, tokio_postgres::Error>,
+    ) -> Driven<T> {
+        self.extent = Extent::Anything;
+        let (client, wire) = (self.client(), self.wire());
+        self.drive(async {
+            let result = operation(client).await;
+            let errors = wire.errors();
+            // Answers come in order: when this one is answered, everything before it is.
+            let Err(error) = client.batch_execute("").await else {
+                if wire.errors() != errors {
+                    wire.mark(Mark::FailedLate);
+                }
+                return result;
+            };
+            // A cancel that hits this one is an answer, too.
+            let is_over =
+                error.as_db_error().is_none_or(|answer| answer.parsed_severity() != Some(Severity::Error));
+            if is_over {
+                return result.and(Err(error));
+            }
+            if wire.errors() != errors.wrapping_add(1) {
+                wire.mark(Mark::FailedLate);
+            }
+            result
+        })
+        .await
+    }
+
+    fn wire(&self) -> &WireState {
+        // As in `client`.
+        self.session().map_or_else(|| unreachable!("a run holds its connection"), |session| session.wire())
+    }
+
     fn poll_soft(&self, cx: &mut Context<'_>) -> Poll<()> {
         self.session().map_or(Poll::Ready(()), |session| session.poll_until(self.soft, cx))
     }
@@ -186,10 +244,12 @@ impl<'a> Run<'a> {
         if self.step == Step::Commit || shared.cancels_are_futile(self.connection.lane()) {
             return false;
         }
-        let ask = self.connection.lane() == Lane::Write
-            && shared.sync_wait == SyncWait::Leave
-            && !session.has_sidecar();
-        !ask || shared.control.backend(session.pid()).await != BackendState::WaitsForStandby
+        let may_wait_for_standby = self.connection.lane() == Lane::Write && !self.connection.is_ours();
+        if !may_wait_for_standby || shared.sync_wait == SyncWait::Cancel {
+            return true;
+        }
+        // A sidecar has a bound of its own, and sees what its backend waits for.
+        !session.has_sidecar() && shared.control.backend(session.pid()).await != BackendState::WaitsForStandby
     }
 
     /// Takes the answer, or gives the connection up.
@@ -201,6 +261,7 @@ impl<'a> Run<'a> {
             Driven::Answered(Err(error)) => Err(self.failed(error).await),
             Driven::Late => Err(self.late()),
         };
+        self.connection.note_unfinished(None);
         let health = result.as_ref().map_or_else(|error| self.health(error, now), |_| Health::Ok);
         let meters = &self.connection.shared().meters;
         meters.ran(self.connection.lane(), result.as_ref().err(), self.watch.elapsed(now));
@@ -221,12 +282,44 @@ impl<'a> Run<'a> {
             Step::Commit => held.session.keep_hints(),
             Step::Statement | Step::Begin => {}
         }
+        let wire = held.session.wire();
         // Success that came with this warning is not what the application asked for.
-        if held.session.wire().take_unreplicated() {
+        if wire.has(Mark::Unreplicated) {
             let error = Error::new(ErrorKind::CommitUnknown, step.doing(), Outcome::CommittedUnreplicated);
             return Err(error.in_lane(lane).for_reason("committed_unreplicated"));
         }
-        Ok(value)
+        if wire.has(Mark::FailedLate) {
+            let outcome = classify::outcome_in_part(Outcome::RolledBack, self.done());
+            return Err(Error::new(ErrorKind::Database, step.doing(), outcome)
+                .in_lane(lane)
+                .because(FailedLate));
+        }
+        match (step, &wire.command()) {
+            (Step::Commit, b"COMM") | (Step::Begin | Step::Statement | Step::Rollback, _) => Ok(value),
+            // What was behind the last statement has failed: this is how the server says so.
+            (Step::Commit, b"ROLL") => Err(Error::rolled_back(lane)),
+            (Step::Commit, _) => {
+                Err(Error::new(ErrorKind::CommitUnknown, step.doing(), Outcome::Unknown).in_lane(lane))
+            }
+        }
+    }
+
+    /// What may be durable of it besides what an error undoes.
+    fn done(&self) -> Done {
+        let connection = &*self.connection;
+        let Some(session) = self.session() else { return Done::Nothing };
+        if connection.lane() == Lane::Read || connection.is_ours() {
+            return Done::Nothing;
+        }
+        let wire = session.wire();
+        let exchanges = self.extent == Extent::Anything && (wire.has(Mark::Ended) || !wire.is_settled());
+        if exchanges || wire.has(Mark::Committed) {
+            Done::Something
+        } else if wire.has(Mark::MayCommit) {
+            Done::Perhaps
+        } else {
+            Done::Nothing
+        }
     }
 
     async fn failed(&mut self, error: tokio_postgres::Error) -> Error {
@@ -235,8 +328,9 @@ impl<'a> Run<'a> {
             lane: self.connection.lane(),
             step: self.step,
             doing: self.step.doing(),
-            ours: matches!(self.connection.control(), TransactionControl::Ours { .. }),
-            unreplicated: self.session().is_some_and(|session| session.wire().take_unreplicated()),
+            ours: self.connection.is_ours(),
+            unreplicated: self.session().is_some_and(|session| session.wire().has(Mark::Unreplicated)),
+            done: self.done(),
         };
         if let Some(held) = self.connection.held_mut() {
             if error.is_closed() {
@@ -272,10 +366,13 @@ impl<'a> Run<'a> {
 
     fn late(&mut self) -> Error {
         let lane = self.connection.lane();
-        let ours = matches!(self.connection.control(), TransactionControl::Ours { .. });
-        let outcome = classify::outcome_of_silence(lane, self.step, ours);
+        let outcome = classify::outcome_of_silence(lane, self.step, self.connection.is_ours());
         let kind = if self.step == Step::Commit { ErrorKind::CommitUnknown } else { ErrorKind::Timeout };
-        self.connection.give_up(self.step);
+        self.connection.give_up(match (self.step, lane) {
+            (Step::Commit, _) => Left::Commit,
+            (Step::Statement, Lane::Write) if !self.connection.is_ours() => Left::LateWrite,
+            (Step::Statement | Step::Begin | Step::Rollback, _) => Left::Statement,
+        });
         let cause = self.breaker(lane).handle().cause();
         Error::new(kind, self.step.doing(), outcome)
             .in_lane(lane)

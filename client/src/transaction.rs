@@ -12,7 +12,7 @@ use tokio_postgres::IsolationLevel;
 
 use crate::connection::{Connection, TransactionControl};
 use crate::deadline;
-use crate::error::{Doing, Error, ErrorKind};
+use crate::error::Error;
 use crate::names;
 use crate::pool::Pool;
 use crate::retry::{self, Retry, Trouble};
@@ -253,7 +253,7 @@ impl Pool {
         let (transaction, home) = Home::lend(connection);
         match (code(transaction).await, home.take()) {
             (Ok(value), Some(connection)) => commit(connection, value).await,
-            (Ok(_), None) => (TxOutcome::RolledBack(rolled_back(options.lane).into()), None),
+            (Ok(_), None) => (TxOutcome::RolledBack(Error::rolled_back(options.lane).into()), None),
             (Err(error), Some(connection)) => {
                 let trouble = connection.trouble();
                 roll_back(connection).await;
@@ -271,17 +271,13 @@ impl Pool {
     }
 }
 
-fn rolled_back(lane: Lane) -> Error {
-    Error::new(ErrorKind::RolledBack, Doing::Committing, Outcome::RolledBack).in_lane(lane)
-}
-
 async fn commit<T, E: From<Error>>(
     mut connection: Connection,
     value: T,
 ) -> (TxOutcome<T, E>, Option<Trouble>) {
-    // COMMIT of a failed transaction would be answered with success, and roll back.
+    // COMMIT of a failed transaction would only roll it back.
     if !is_open(&connection).await {
-        let error = rolled_back(connection.lane());
+        let error = Error::rolled_back(connection.lane());
         roll_back(connection).await;
         return (TxOutcome::RolledBack(error.into()), None);
     }

@@ -7,12 +7,15 @@
 //!
 //! The driver closes a prepared statement behind its user's back when the last handle is dropped. Such an exchange, of
 //! Close and Sync alone, is not counted as owed: it does nothing, and what comes next is answered in order.
+//!
+//! The same frames show what the driver does not tell: as what a COMMIT was answered, whether something was committed
+//! before an error, and whether an exchange failed when its command was already complete ([`Mark`]).
 
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU8, AtomicU32, Ordering};
 use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -22,14 +25,40 @@ use tokio_postgres::tls::{ChannelBinding, TlsStream};
 /// Status before the login is over.
 const NOT_YET: u8 = 0;
 
+/// What came since the last [`forget`](WireState::forget), besides the answers themselves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Mark {
+    /// A notice with the routine `SyncRepWaitForLSN` (`src/backend/replication/syncrep.c`): a commit is durable here and
+    /// nowhere else.
+    Unreplicated = 1,
+    /// A COMMIT was done, or a PREPARE TRANSACTION: what comes later undoes nothing of it.
+    Committed = 2,
+    /// A command was sent that may commit midway: CALL or DO.
+    MayCommit = 4,
+    /// An exchange with a command that was done ended outside of a transaction: it has committed.
+    Ended = 8,
+    /// An exchange failed when its command was complete: its commit did.
+    FailedLate = 16,
+}
+
+/// The first letters of a command's tag.
+pub(crate) type Command = [u8; 4];
+
 /// What is known of one connection; shared by its two ends.
 #[derive(Debug, Default)]
 pub(crate) struct WireState {
     owed: AtomicU32,
     status: AtomicU8,
     pid: AtomicI32,
-    /// The server said that a commit is durable but not replicated.
-    unreplicated: AtomicBool,
+    /// Bits of [`Mark`].
+    marks: AtomicU8,
+    /// The [`Command`] that was completed last; zero: none.
+    command: AtomicU32,
+    /// Errors that came; wraps around.
+    errors: AtomicU32,
+    /// How often bytes moved, either way; wraps around.
+    moves: AtomicU32,
     settled: Notify,
 }
 
@@ -68,15 +97,37 @@ impl WireState {
         self.pid.load(Ordering::Relaxed)
     }
 
-    /// A notice with the routine `SyncRepWaitForLSN` came (`src/backend/replication/syncrep.c`): the commit that it
-    /// belongs to is durable here and nowhere else.
-    pub(crate) fn mark_unreplicated(&self) {
-        self.unreplicated.store(true, Ordering::Release);
+    /// What was seen until now belongs to somebody else.
+    pub(crate) fn forget(&self) {
+        self.marks.store(0, Ordering::Release);
+        self.command.store(0, Ordering::Release);
     }
 
-    /// Whether it came since the last call.
-    pub(crate) fn take_unreplicated(&self) -> bool {
-        self.unreplicated.load(Ordering::Acquire) && self.unreplicated.swap(false, Ordering::AcqRel)
+    pub(crate) fn mark(&self, mark: Mark) {
+        self.marks.fetch_or(mark as u8, Ordering::AcqRel);
+    }
+
+    pub(crate) fn has(&self, mark: Mark) -> bool {
+        self.marks.load(Ordering::Acquire) & mark as u8 != 0
+    }
+
+    /// The command that was completed last.
+    pub(crate) fn command(&self) -> Command {
+        self.command.load(Ordering::Acquire).to_be_bytes()
+    }
+
+    /// How many errors have come, for comparing.
+    pub(crate) fn errors(&self) -> u32 {
+        self.errors.load(Ordering::Acquire)
+    }
+
+    /// How often bytes have moved, for comparing.
+    pub(crate) fn moves(&self) -> u32 {
+        self.moves.load(Ordering::Relaxed)
+    }
+
+    fn moved(&self) {
+        self.moves.fetch_add(1, Ordering::Relaxed);
     }
 
     fn owe(&self) {
@@ -94,26 +145,36 @@ impl WireState {
     }
 }
 
-/// The header of a frame and the first bytes of its body.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-struct Frame {
+/// What is kept of a body that comes in pieces. The driver's names of statements have at most 21 letters.
+const START_MAX: usize = 32;
+
+/// A frame, and what is known of its body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Frame<'a> {
     tag: u8,
-    prefix: [u8; 4],
+    /// All of it, or at least its first [`START_MAX`] bytes.
+    start: &'a [u8],
 }
 
-/// Cuts a stream of bytes into frames, wherever it is split. Keeps eight bytes, copies no bodies.
+impl Frame<'_> {
+    fn command(&self) -> Command {
+        self.start.first_chunk().copied().unwrap_or_default()
+    }
+}
+
+/// Cuts a stream of bytes into frames, wherever it is split. Keeps the start of a frame, copies no bodies.
 #[derive(Debug, Default)]
 struct Splitter {
     header: [u8; 5],
     header_len: usize,
-    prefix: [u8; 4],
-    prefix_len: usize,
+    start: [u8; START_MAX],
+    start_len: usize,
     /// Bytes of the body that are still to come.
     left: usize,
 }
 
 impl Splitter {
-    fn feed(&mut self, mut bytes: &[u8], mut found: impl FnMut(&Frame)) {
+    fn feed(&mut self, mut bytes: &[u8], mut found: impl FnMut(&Frame<'_>)) {
         while !bytes.is_empty() {
             if self.header_len == 0
                 && let Some((frame, rest)) = whole(bytes)
@@ -131,7 +192,7 @@ impl Splitter {
                 bytes = self.take_body(bytes);
             }
             if self.left == 0 {
-                found(&Frame { tag: self.header[0], prefix: self.prefix });
+                found(&Frame { tag: self.header[0], start: &self.start[..self.start_len] });
                 *self = Self::default();
             }
         }
@@ -149,9 +210,9 @@ impl Splitter {
 
     fn take_body<'a>(&mut self, bytes: &'a [u8]) -> &'a [u8] {
         let (now, rest) = bytes.split_at(bytes.len().min(self.left));
-        let wanted = now.len().min(4 - self.prefix_len);
-        self.prefix[self.prefix_len..self.prefix_len + wanted].copy_from_slice(&now[..wanted]);
-        self.prefix_len += wanted;
+        let wanted = now.len().min(START_MAX - self.start_len);
+        self.start[self.start_len..self.start_len + wanted].copy_from_slice(&now[..wanted]);
+        self.start_len += wanted;
         self.left -= now.len();
         rest
     }
@@ -163,12 +224,45 @@ fn body_len([_, a, b, c, d]: [u8; 5]) -> usize {
 }
 
 /// A frame that is all there, and what comes behind it: nearly always so, and nothing is copied then.
-fn whole(bytes: &[u8]) -> Option<(Frame, &[u8])> {
+fn whole(bytes: &[u8]) -> Option<(Frame<'_>, &[u8])> {
     let (header, rest) = bytes.split_first_chunk::<5>()?;
-    let (body, rest) = rest.split_at_checked(body_len(*header))?;
-    // Short bodies that anybody looks into have one byte.
-    let prefix = body.first_chunk().copied().unwrap_or([body.first().copied().unwrap_or(0), 0, 0, 0]);
-    Some((Frame { tag: header[0], prefix }, rest))
+    let (start, rest) = rest.split_at_checked(body_len(*header))?;
+    Some((Frame { tag: header[0], start }, rest))
+}
+
+/// Whether a text is a command that may commit midway. In a text of several commands none may.
+///
+/// Of a text that is not known far enough nobody can tell, so it may.
+fn may_commit(mut text: &[u8]) -> bool {
+    loop {
+        text = text.trim_ascii_start();
+        let end = match text {
+            [b'-', b'-', ..] => text.iter().position(|byte| *byte == b'\n').map(|at| at + 1),
+            // A comment within a comment is for those who like riddles: its end counts as that of both.
+            [b'/', b'*', ..] => text[2..].windows(2).position(|end| end == b"*/").map(|at| at + 4),
+            _ => break,
+        };
+        match end {
+            Some(end) => text = &text[end..],
+            None => return true,
+        }
+    }
+    // Cut off: each body has a zero behind its text.
+    if text.len() <= b"CALL".len() && !text.contains(&0) {
+        return true;
+    }
+    let is = |word: &[u8]| {
+        let (start, rest) = text.split_at(text.len().min(word.len()));
+        let ends = rest.first().is_none_or(|next| !next.is_ascii_alphanumeric() && *next != b'_');
+        start.eq_ignore_ascii_case(word) && ends
+    };
+    is(b"CALL") || is(b"DO")
+}
+
+/// The name in front, and what is behind it.
+fn name(start: &[u8]) -> (&[u8], &[u8]) {
+    let end = start.iter().position(|byte| *byte == 0).unwrap_or(start.len());
+    (&start[..end], start.get(end + 1..).unwrap_or_default())
 }
 
 /// An exchange that was sent and not yet answered.
@@ -188,12 +282,21 @@ struct Ledger {
     exchanges: VecDeque<Exchange>,
     /// Whether the messages since the last Sync are Closes alone.
     closing: bool,
+    /// Whether the server takes data of a COPY: it ignores the Sync that was sent behind the Execute, and the next one
+    /// ends the same exchange.
+    copying: bool,
+    /// Whether the exchange that is being answered has done something, and not undone it.
+    done: bool,
+    /// Statements that may commit midway, by name.
+    committing: HashSet<Box<[u8]>>,
 }
 
 impl Ledger {
-    fn sent(&mut self, tag: u8, state: &WireState) {
-        let exchange = match tag {
+    fn sent(&mut self, frame: &Frame<'_>, state: &WireState) {
+        self.look_into(frame, state);
+        let exchange = match frame.tag {
             b'Q' | b'F' => Exchange::Simple,
+            b'S' if std::mem::take(&mut self.copying) => return,
             b'S' if std::mem::take(&mut self.closing) => Exchange::Closing,
             b'S' => Exchange::Extended,
             b'C' => {
@@ -211,17 +314,73 @@ impl Ledger {
         self.exchanges.push_back(exchange);
     }
 
-    fn received(&mut self, frame: Frame, state: &WireState) {
+    /// Finds what may commit midway.
+    fn look_into(&mut self, frame: &Frame<'_>, state: &WireState) {
         match frame.tag {
+            b'Q' if may_commit(frame.start) => state.mark(Mark::MayCommit),
+            b'P' => {
+                let (name, text) = name(frame.start);
+                if may_commit(text) {
+                    self.committing.insert(name.into());
+                } else if !self.committing.is_empty() {
+                    self.committing.remove(name);
+                }
+            }
+            b'B' if !self.committing.is_empty() => {
+                let (_portal, rest) = name(frame.start);
+                if self.committing.contains(name(rest).0) {
+                    state.mark(Mark::MayCommit);
+                }
+            }
+            b'C' if !self.committing.is_empty() => {
+                if let Some((b'S', rest)) = frame.start.split_first() {
+                    self.committing.remove(name(rest).0);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn received(&mut self, frame: &Frame<'_>, state: &WireState) {
+        match frame.tag {
+            b'C' => self.completed(frame.command(), state),
+            b'E' => {
+                state.errors.fetch_add(1, Ordering::AcqRel);
+                if std::mem::take(&mut self.done) && self.exchanges.front() == Some(&Exchange::Extended) {
+                    state.mark(Mark::FailedLate);
+                }
+            }
             b'Z' => {
-                state.status.store(frame.prefix[0], Ordering::Release);
+                let status = frame.start.first().copied().unwrap_or(NOT_YET);
+                if std::mem::take(&mut self.done) && status == b'I' {
+                    state.mark(Mark::Ended);
+                }
+                state.status.store(status, Ordering::Release);
+                // Of an error that came before the data: the next Sync is answered.
+                self.copying = false;
                 // The one that ends the login answers nothing.
                 self.answer(state);
             }
-            // In copy-in mode the server ignores the Sync that was sent behind the Execute.
-            b'G' if self.exchanges.front() == Some(&Exchange::Extended) => self.answer(state),
-            b'K' => state.pid.store(i32::from_be_bytes(frame.prefix), Ordering::Relaxed),
+            b'G' => self.copying = self.exchanges.front() == Some(&Exchange::Extended),
+            b'K' => {
+                let pid = frame.start.first_chunk().map_or(0, |pid| i32::from_be_bytes(*pid));
+                state.pid.store(pid, Ordering::Relaxed);
+            }
             _ => {}
+        }
+    }
+
+    fn completed(&mut self, command: Command, state: &WireState) {
+        state.command.store(u32::from_be_bytes(command), Ordering::Release);
+        match &command {
+            b"ROLL" => self.done = false,
+            // As good as nothing.
+            b"SET\0" | b"RESE" | b"BEGI" | b"STAR" => {}
+            b"COMM" | b"PREP" => {
+                state.mark(Mark::Committed);
+                self.done = true;
+            }
+            _ => self.done = true,
         }
     }
 
@@ -287,14 +446,14 @@ impl<S> Tap<S> {
             };
         }
         if self.sight == Sight::Frames {
-            self.inbound.feed(bytes, |frame| self.ledger.received(*frame, &self.state));
+            self.inbound.feed(bytes, |frame| self.ledger.received(frame, &self.state));
         }
     }
 
     fn see_outbound(&mut self, bytes: &[u8]) {
         // Before the login is over there are packets without a tag, and nothing is owed.
         if self.sight == Sight::Frames && self.state.logged_in() {
-            self.outbound.feed(bytes, |frame| self.ledger.sent(frame.tag, &self.state));
+            self.outbound.feed(bytes, |frame| self.ledger.sent(frame, &self.state));
         }
     }
 }
@@ -308,6 +467,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
         let before = buf.filled().len();
         let poll = Pin::new(&mut self.inner).poll_read(cx, buf);
         if buf.filled().len() > before {
+            self.state.moved();
             self.see_inbound(&buf.filled()[before..]);
         }
         poll
@@ -318,6 +478,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let poll = Pin::new(&mut self.inner).poll_write(cx, buf);
         if let Poll::Ready(Ok(written)) = poll {
+            self.state.moved();
             self.see_outbound(&buf[..written]);
         }
         poll
@@ -403,6 +564,8 @@ mod tests {
         let mut tap = logged_in();
         tap.see_outbound(&[frame(b'E', b"\0\0\0\0\0"), frame(b'S', b"")].concat());
         tap.see_inbound(&frame(b'G', b"\0\0\0"));
+        // Nor is a connection idle that takes data.
+        assert!(!tap.state.is_settled());
         tap.see_outbound(&[frame(b'd', b"1\n"), frame(b'c', b""), frame(b'S', b"")].concat());
         assert!(!tap.state.is_settled());
 
@@ -424,6 +587,74 @@ mod tests {
         assert!(!tap.state.is_settled());
         tap.see_inbound(&frame(b'Z', b"I"));
         assert!(tap.state.is_idle());
+    }
+
+    #[test]
+    fn a_copy_that_fails_before_its_data_has_a_sync_of_its_own_for_its_end() {
+        // Taken for the second Sync of a COPY, the one behind the failure would leave its answer to the next exchange.
+        let mut tap = logged_in();
+        tap.see_outbound(&[frame(b'E', b"\0\0\0\0\0"), frame(b'S', b"")].concat());
+        tap.see_inbound(&[frame(b'G', b"\0\0\0"), frame(b'E', b"\0"), frame(b'Z', b"I")].concat());
+        assert!(tap.state.is_idle());
+
+        tap.see_outbound(&[frame(b'f', b"\0"), frame(b'S', b"")].concat());
+
+        assert!(!tap.state.is_settled());
+    }
+
+    /// What is marked when these commands were sent and answered.
+    fn marks(sent: &[u8], received: &[&[u8]]) -> Vec<Mark> {
+        let mut tap = logged_in();
+        tap.state.forget();
+        tap.see_outbound(sent);
+        received.iter().for_each(|bytes| tap.see_inbound(bytes));
+        let all = [Mark::Committed, Mark::MayCommit, Mark::Ended, Mark::FailedLate];
+        all.into_iter().filter(|mark| tap.state.has(*mark)).collect()
+    }
+
+    #[test]
+    fn what_was_committed_before_an_error_is_marked() {
+        // Unmarked, a call of which a part is durable would be called rolled back, and done twice.
+        let (query, sync) = (frame(b'Q', b"x\0"), frame(b'S', b""));
+        let done = |tag: &str| frame(b'C', format!("{tag}\0").as_bytes());
+        let (error, idle, open) = (frame(b'E', b"\0"), frame(b'Z', b"I"), frame(b'Z', b"T"));
+        let seen = |sent: &[u8], received: &[&[u8]]| marks(sent, received);
+
+        // Statements of one text are one transaction, unless there is a COMMIT among them.
+        assert_eq!(seen(&query, &[&done("INSERT 0 1"), &error, &idle]), []);
+        assert_eq!(seen(&query, &[&done("COMMIT"), &done("INSERT 0 1"), &error, &idle]), [Mark::Committed]);
+        assert_eq!(seen(&query, &[&done("ROLLBACK"), &error, &idle]), []);
+        // Exchanges that have ended.
+        assert_eq!(seen(&query, &[&done("INSERT 0 1"), &idle]), [Mark::Ended]);
+        assert_eq!(seen(&query, &[&done("INSERT 0 1"), &open]), []);
+        assert_eq!(seen(&query, &[&done("SET"), &idle]), []);
+        assert_eq!(seen(&query, &[&frame(b'I', b""), &idle]), []);
+        // The commit is made at the Sync, behind the end of the command.
+        assert_eq!(seen(&sync, &[&done("COPY 1"), &error, &idle]), [Mark::FailedLate]);
+        assert_eq!(seen(&sync, &[&error, &idle]), []);
+    }
+
+    #[test]
+    fn commands_that_may_commit_midway_are_known_however_they_are_sent() {
+        // An error of theirs may come after a commit of theirs, of which the answer says nothing.
+        for text in
+            ["CALL p()", "call p()", " \n-- why\nCall p()", "/* tidegate:lane=write */DO $$ $$", "do'x'"]
+        {
+            assert!(may_commit(format!("{text}\0").as_bytes()), "{text}");
+        }
+        for text in ["SELECT 1", "", "callous()", "DOMAIN", "/* CALL */ SELECT 1", "-- DO\nSELECT 1"] {
+            assert!(!may_commit(format!("{text}\0").as_bytes()), "{text}");
+        }
+        // Cut off before anybody can tell.
+        assert!(may_commit(b"/* and so on") && may_commit(b" CAL") && !may_commit(b"INSERT"));
+
+        let parse = frame(b'P', b"s1\0CALL p()\0\0\0");
+        let bind = frame(b'B', b"\0s1\0\0\0\0\0\0\0");
+        assert_eq!(marks(&parse, &[]), []);
+        assert_eq!(marks(&[parse.clone(), bind.clone()].concat(), &[]), [Mark::MayCommit]);
+        let other = frame(b'P', b"s1\0SELECT 1\0\0\0");
+        assert_eq!(marks(&[parse.clone(), other, bind.clone()].concat(), &[]), []);
+        assert_eq!(marks(&[parse, frame(b'C', b"Ss1\0"), bind].concat(), &[]), []);
     }
 
     #[test]
