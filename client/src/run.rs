@@ -89,6 +89,8 @@ pub(crate) struct Run<'a> {
     soft: Instant,
     /// When to answer.
     hard: Instant,
+    /// When the bound of the lane ends; the budget may end before.
+    limit: Instant,
 }
 
 /// How much a run is.
@@ -135,7 +137,8 @@ impl<'a> Run<'a> {
         }
         connection.note_unfinished(Some(step));
         let watch = Watch::start(&connection.shared().breakers[lane.index()], ticket, now);
-        Ok(Self { connection, step, extent: Extent::Call, watch, soft, hard: hard.instant() })
+        let (extent, hard, limit) = (Extent::Call, hard.instant(), limit.instant());
+        Ok(Self { connection, step, extent, watch, soft, hard, limit })
     }
 
     /// A transaction that is open is never refused: finishing it frees its locks.
@@ -164,12 +167,16 @@ impl<'a> Run<'a> {
         F: Future<Output = Result<T, tokio_postgres::Error>>,
     {
         let mut answer = pin!(answer);
-        let mut polled = false;
-        // Woken by bytes: whatever takes its time but gets somewhere is not stuck.
+        let moves = || self.session().map_or(0, |session| session.wire().moves());
+        let mut moved = None;
+        // Whatever takes its time but gets somewhere is not stuck. Polled it may be for many a reason.
         let mut watched = pin!(poll_fn(|cx| {
             let answer = answer.as_mut().poll(cx);
-            if std::mem::replace(&mut polled, true) && answer.is_pending() {
-                self.watch.progress(self.breaker(self.connection.lane()));
+            if answer.is_pending() {
+                let now = moves();
+                if moved.replace(now).is_some_and(|before| before != now) {
+                    self.watch.progress(self.breaker(self.connection.lane()));
+                }
             }
             answer
         }));
@@ -259,15 +266,20 @@ impl<'a> Run<'a> {
         let result = match driven {
             Driven::Answered(Ok(value)) => self.succeeded(value, now),
             Driven::Answered(Err(error)) => Err(self.failed(error).await),
-            Driven::Late => Err(self.late()),
+            Driven::Late => Err(self.late(now)),
         };
         self.connection.note_unfinished(None);
-        let health = result.as_ref().map_or_else(|error| self.health(error, now), |_| Health::Ok);
+        let health = result.as_ref().map_or_else(|error| self.health(error, now), |_| self.success());
         let meters = &self.connection.shared().meters;
         meters.ran(self.connection.lane(), result.as_ref().err(), self.watch.elapsed(now));
         let breaker = &self.connection.shared().breakers[self.connection.lane().index()];
         self.watch.end(breaker, health, now);
-        self.tell_limit(health, now);
+        // A caller in a hurry says nothing about the load.
+        let hurried =
+            self.hard < self.limit && result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout);
+        if !hurried {
+            self.tell_limit(health, now);
+        }
         self.connection.note_trouble(result.as_ref().err().map(Trouble::of));
         result
     }
@@ -364,10 +376,15 @@ impl<'a> Run<'a> {
         }
     }
 
-    fn late(&mut self) -> Error {
+    fn late(&mut self, now: Instant) -> Error {
         let lane = self.connection.lane();
         let outcome = classify::outcome_of_silence(lane, self.step, self.connection.is_ours());
         let kind = if self.step == Step::Commit { ErrorKind::CommitUnknown } else { ErrorKind::Timeout };
+        if self.hard >= self.limit
+            && let Some(held) = self.connection.held_mut()
+        {
+            held.lease.fared_badly(now);
+        }
         self.connection.give_up(match (self.step, lane) {
             (Step::Commit, _) => Left::Commit,
             (Step::Statement, Lane::Write) if !self.connection.is_ours() => Left::LateWrite,
@@ -380,12 +397,28 @@ impl<'a> Run<'a> {
             .for_reason(if lane == Lane::Read { "read_timeout" } else { "write_timeout" })
     }
 
+    /// Where writes wait for something, what needs no commit is answered all the same: it proves nothing.
+    fn success(&self) -> Health {
+        let commits = match (self.connection.lane(), self.step) {
+            (Lane::Read, _) | (Lane::Write, Step::Commit) => true,
+            (Lane::Write, Step::Statement) => {
+                self.session().is_some_and(|session| session.wire().has(Mark::Ended))
+            }
+            (Lane::Write, Step::Begin | Step::Rollback) => false,
+        };
+        if commits { Health::Ok } else { Health::Answered }
+    }
+
     fn health(&self, error: &Error, now: Instant) -> Health {
+        let answered = match self.connection.lane() {
+            Lane::Read => Health::Ok,
+            Lane::Write => Health::Answered,
+        };
         // A sidecar that refuses does its work.
         let told = error.upstream().is_some();
         match error.kind() {
-            ErrorKind::Timeout if now < self.soft => Health::Ok,
-            _ if told => Health::Ok,
+            ErrorKind::Timeout if now < self.soft => answered,
+            _ if told => answered,
             ErrorKind::Timeout
             | ErrorKind::ConnectionLost
             | ErrorKind::CommitUnknown
@@ -398,7 +431,7 @@ impl<'a> Run<'a> {
             | ErrorKind::RolledBack
             | ErrorKind::Database
             | ErrorKind::Conversion
-            | ErrorKind::Config => Health::Ok,
+            | ErrorKind::Config => answered,
         }
     }
 

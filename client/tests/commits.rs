@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures_util::{FutureExt, SinkExt};
-use support::{Relay, brief, builder, is_quiet, patient, pool, shared_postgres, wait_until};
+use support::{
+    Relay, brief, builder, is_quiet, patient, pool, shared_postgres, wait_until,
+};
 use tidegate_client::tokio_postgres::{self, Client};
 use tidegate_client::{Builder, Error, ErrorKind, Outcome, Pool, Sidecar, TxOptions, TxOutcome, deadline};
 use tidegate_tests::{BackendKey, Incoming, Replies, ScriptedServer};
@@ -282,4 +284,24 @@ async fn a_commit_that_is_not_replicated_is_not_charged_to_the_next_user() {
     wait_until("the connection is back", || is_quiet(&pool)).await;
 
     async { pool.write().await?.batch_execute("SELECT 1").await }.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_who_has_waited_for_all_the_time_of_a_lane_lowers_its_limit() {
+    // Callers in a hurry would shrink a lane that works, and hangs would not shrink one that does not.
+    let relay = Relay::to(shared_postgres().port()).await;
+    let pool = pool(&relay.url(), "limits", 10);
+    let limit = || pool.status().read.limit;
+    let before = limit();
+
+    let hurried = async { pool.read().await?.simple_query("SELECT pg_sleep(5)").await };
+    deadline::within(Duration::from_millis(200), hurried).await.unwrap_err();
+    wait_until("quiet", || is_quiet(&pool)).await;
+    assert_eq!(limit(), before);
+
+    let mut connection = pool.read().await.unwrap();
+    relay.stall();
+    connection.simple_query("SELECT 1").await.unwrap_err();
+    assert!(limit() < before, "{} of {before}", limit());
+    relay.heal();
 }
