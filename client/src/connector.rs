@@ -27,6 +27,10 @@ use crate::words::Cause;
 /// 250 ms for the Internet; database hosts are near).
 const STAGGER: Duration = Duration::from_millis(100);
 
+/// Not a setting, and not to be made one: `PostgreSQL` remembers, and shows, whatever `tidegate.…` an application sets
+/// or its connection string has in `options`. It says which of its functions refuses this one; a sidecar has none.
+const NO_SETTING: &str = "tidegate.is_here";
+
 /// Why no connection could be made.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ConnectError {
@@ -214,7 +218,15 @@ impl Connector {
         match self.sidecar {
             Sidecar::Yes => true,
             Sidecar::No => false,
-            Sidecar::Auto => session.show("tidegate.deadline_ms").await.is_ok(),
+            Sidecar::Auto => match session.show(NO_SETTING).await {
+                Ok(_) => true,
+                Err(error) => {
+                    let answer = error.as_db_error();
+                    answer.is_some_and(|answer| {
+                        *answer.code() == SqlState::UNDEFINED_OBJECT && answer.routine().is_none()
+                    })
+                }
+            },
         }
     }
 

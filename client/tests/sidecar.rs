@@ -46,6 +46,19 @@ async fn without_a_sidecar_nothing_is_told() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_was_given_our_settings_is_not_taken_for_a_sidecar() {
+    // PostgreSQL shows whatever setting with a dot it was given, and looking at backends or timelines would end.
+    let url = format!("{}?options=-c%20tidegate.deadline_ms%3D2000", shared_postgres().url());
+    let pool = Builder::parse(&url).unwrap().build().unwrap();
+    let mut connection = pool.read().await.unwrap();
+
+    let row = connection.query_one("SHOW tidegate.deadline_ms", &[]).await.unwrap();
+
+    assert_eq!(row.get::<_, &str>(0), "2000");
+    assert!(!connection.has_sidecar());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_deadline_is_told_once_for_many_statements_and_in_front_of_the_first() {
     // Told each time, it would double what both sides have to do; told behind a statement, it would bound the next.
     const STATEMENTS: usize = 5;
