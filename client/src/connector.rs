@@ -74,7 +74,7 @@ impl ConnectError {
 }
 
 /// Where one host is.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Place {
     Name {
         host: String,
@@ -82,7 +82,6 @@ pub(crate) enum Place {
     },
     Address {
         /// For the certificate.
-        #[cfg_attr(not(feature = "tls"), expect(dead_code, reason = "only TLS asks for names"))]
         host: String,
         address: SocketAddr,
     },
@@ -148,19 +147,44 @@ impl Connector {
     }
 
     async fn attempt(self: &Arc<Self>, place: &Place) -> Result<Session, ConnectError> {
+        let (session, deadline) = self.log_in(place).await?;
+        timeout_at(deadline, self.check(session)).await.unwrap_or(Err(ConnectError::Silent))
+    }
+
+    /// The server that is there, whatever its role.
+    ///
+    /// # Cancel safety
+    /// Dropping it closes the connection.
+    pub(crate) async fn connect_to(self: &Arc<Self>, place: &Place) -> Result<Session, ConnectError> {
+        let (mut session, deadline) = self.log_in(place).await?;
+        let sidecar = timeout_at(deadline, self.has_sidecar(&session)).await;
+        session.set_sidecar(sidecar.map_err(|_| ConnectError::Silent)?);
+        Ok(session)
+    }
+
+    /// A session that is to be checked until then. Its place is where it is, not only what it is called: who looks at
+    /// its backend, or cancels it, must come to the same server.
+    async fn log_in(self: &Arc<Self>, place: &Place) -> Result<(Session, Instant), ConnectError> {
         let deadline = Instant::now() + self.limit;
         let ending = Ending::default();
         // The TCP connect has a bound of its own only to tell the two silences apart.
-        let socket = match timeout_at(deadline, open(place, &ending)).await {
-            Ok(socket) => socket.map_err(ConnectError::Unreachable)?,
+        let (socket, place) = match timeout_at(deadline, open(place, &ending)).await {
+            Ok(opened) => opened.map_err(ConnectError::Unreachable)?,
             Err(_) => return Err(ConnectError::NotAccepted),
         };
-        let finish = async {
-            let raw = self.login.log_in(place, socket, ending).await?;
-            let session = Session::new(raw, place.clone(), Arc::clone(self), self.lifetime);
-            self.check(session).await
-        };
-        timeout_at(deadline, finish).await.unwrap_or(Err(ConnectError::Silent))
+        let raw = timeout_at(deadline, self.login.log_in(&place, socket, ending)).await;
+        let raw = raw.unwrap_or(Err(ConnectError::Silent))?;
+        Ok((Session::new(raw, place, Arc::clone(self), self.lifetime), deadline))
+    }
+
+    /// How long a connect may take.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+
+    /// Whether there is no other host.
+    pub(crate) fn has_one_host(&self) -> bool {
+        self.places.len() < 2
     }
 
     /// Role, timeline and sidecar, in one round trip.
@@ -199,7 +223,7 @@ impl Connector {
             "SELECT CASE WHEN NOT pg_is_in_recovery() THEN pg_walfile_name(pg_current_wal_insert_lsn()) END";
         let sidecar = self.sidecar == Sidecar::Yes;
         // A sidecar sees to that itself.
-        if self.places.len() < 2 || self.attributes != TargetSessionAttrs::ReadWrite || sidecar {
+        if self.has_one_host() || self.attributes != TargetSessionAttrs::ReadWrite || sidecar {
             return Ok(0);
         }
         match session.value(TIMELINE).await {
@@ -237,7 +261,7 @@ impl Connector {
     /// Dropping it closes its connection; the request may have been sent.
     pub(crate) async fn cancel(&self, place: &Place, token: &tokio_postgres::CancelToken) -> Effect {
         let request = async {
-            let socket = open(place, &Ending::default()).await?;
+            let (socket, _) = open(place, &Ending::default()).await?;
             self.login.cancel(place, socket, token).await
         };
         self.cancels.make(request).await
@@ -267,17 +291,23 @@ fn worse(before: ConnectError, after: ConnectError) -> ConnectError {
     if weight(&before) > weight(&after) { before } else { after }
 }
 
+/// A socket, and which of the addresses it has reached.
+///
 /// # Cancel safety
 /// Dropping it closes what was opened.
-async fn open(place: &Place, ending: &Ending) -> io::Result<Socket> {
+async fn open(place: &Place, ending: &Ending) -> io::Result<(Socket, Place)> {
     match place {
-        Place::Unix(path) => Socket::connect_unix(path, ending.clone()).await,
-        Place::Address { address, .. } => Socket::connect_tcp(*address, ending.clone()).await,
+        Place::Unix(path) => {
+            Socket::connect_unix(path, ending.clone()).await.map(|socket| (socket, place.clone()))
+        }
+        Place::Address { address, .. } => {
+            Socket::connect_tcp(*address, ending.clone()).await.map(|socket| (socket, place.clone()))
+        }
         Place::Name { host, port } => {
             let mut failure = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
             for address in tokio::net::lookup_host((host.as_str(), *port)).await? {
                 match Socket::connect_tcp(address, ending.clone()).await {
-                    Ok(socket) => return Ok(socket),
+                    Ok(socket) => return Ok((socket, Place::Address { host: host.clone(), address })),
                     Err(error) => failure = error,
                 }
             }

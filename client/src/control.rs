@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use tidegate_layers::breaker::Diagnose;
 use tokio::sync::Mutex;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::connector::{ConnectError, Connector};
+use crate::connector::{ConnectError, Connector, Place};
 use crate::session::Session;
 use crate::words::Cause;
 
@@ -26,7 +27,9 @@ const WAITS: &str = "SELECT wait_event_type || '/' || wait_event FROM pg_stat_ac
 pub(crate) enum Look {
     /// The server answered: the value, or no row.
     Seen(Option<String>),
-    /// It let us in some time ago and does not answer now, or its answer was an error.
+    /// It let us in and does not answer now.
+    Silent,
+    /// Its answer was an error, or would be that of a sidecar.
     Unanswered,
     /// No connection can be made.
     Failed(ConnectError),
@@ -51,53 +54,118 @@ pub(crate) enum BackendState {
 #[derive(Debug, Clone)]
 pub(crate) struct Control {
     connector: Arc<Connector>,
-    session: Arc<Mutex<Option<Session>>>,
+    view: Arc<Mutex<View>>,
+}
+
+/// Where to look.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Host {
+    /// Any host that the pool would take.
+    Any,
+    /// That one: process ids mean nothing elsewhere.
+    At(Place),
+}
+
+#[derive(Debug, Default)]
+struct View {
+    kept: Option<(Host, Session)>,
+    connecting: Option<Connecting>,
+}
+
+/// A connect that goes on when the look that it is for has no time for it any more, and serves the next.
+#[derive(Debug)]
+struct Connecting {
+    to: Host,
+    task: JoinHandle<Result<Session, ConnectError>>,
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
 }
 
 impl Control {
     pub(crate) fn new(connector: Arc<Connector>) -> Self {
-        Self { connector, session: Arc::default() }
+        Self { connector, view: Arc::default() }
     }
 
     /// What a backend of ours is doing. Behind a sidecar process ids mean nothing.
     ///
     /// # Cancel safety
     /// Dropping it closes the connection for looking.
-    pub(crate) async fn backend(&self, pid: i32) -> BackendState {
+    pub(crate) async fn backend(&self, place: &Place, pid: i32) -> BackendState {
         let sql = format!(
             "SELECT CASE state WHEN 'active' THEN coalesce(wait_event, '') ELSE 'idle' END \
              FROM pg_stat_activity WHERE pid = {pid}"
         );
-        match timeout(LOOK_MAX, self.look(&sql)).await {
+        let (host, limit) = (Host::At(place.clone()), self.connector.limit() + LOOK_MAX);
+        match timeout(limit, self.look(&host, &sql)).await {
             Ok(Look::Seen(None)) => BackendState::Gone,
             Ok(Look::Seen(Some(wait))) if wait == "SyncRep" => BackendState::WaitsForStandby,
             Ok(Look::Seen(Some(wait))) if wait == "idle" => BackendState::Idle,
             Ok(Look::Seen(Some(_))) => BackendState::Busy,
-            Ok(Look::Unanswered | Look::Failed(_)) | Err(_) => BackendState::Unknown,
+            Ok(Look::Silent | Look::Unanswered | Look::Failed(_)) | Err(_) => BackendState::Unknown,
         }
     }
 
-    async fn look(&self, sql: &str) -> Look {
-        let mut kept = self.session.lock().await;
+    async fn look(&self, host: &Host, sql: &str) -> Look {
+        let mut view = self.view.lock().await;
         // Taken out: a session whose look was dropped midway must not be looked through again.
-        let session = match kept.take().filter(Session::is_idle) {
-            Some(session) => session,
-            None => match Box::pin(self.connector.connect()).await {
-                Ok(session) => session,
+        let kept = view.kept.take();
+        let kept = kept.filter(|(of, session)| session.is_idle() && self.is_seen(of, session, host));
+        let (of, session) = match kept {
+            Some(kept) => kept,
+            None => match self.connect(&mut view.connecting, host).await {
+                Ok(session) => (host.clone(), session),
                 Err(error) => return Look::Failed(error),
             },
         };
         if session.has_sidecar() {
             return Look::Unanswered;
         }
-        let answer = session.value(sql).await;
-        match answer {
-            Ok(value) => {
-                *kept = Some(session);
+        match timeout(LOOK_MAX, session.value(sql)).await {
+            Ok(Ok(value)) => {
+                view.kept = Some((of, session));
                 Look::Seen(value)
             }
-            Err(_) => Look::Unanswered,
+            Ok(Err(_)) => Look::Unanswered,
+            Err(_) => Look::Silent,
         }
+    }
+
+    /// Whether what is wanted can be seen through this session.
+    fn is_seen(&self, of: &Host, session: &Session, wanted: &Host) -> bool {
+        match wanted {
+            Host::Any => *of == Host::Any || self.connector.has_one_host(),
+            Host::At(place) => session.place() == place,
+        }
+    }
+
+    async fn connect(
+        &self,
+        connecting: &mut Option<Connecting>,
+        host: &Host,
+    ) -> Result<Session, ConnectError> {
+        let under_way = match connecting {
+            Some(under_way) if under_way.to == *host => under_way,
+            _ => connecting.insert(self.start(host.clone())),
+        };
+        let connected = (&mut under_way.task).await;
+        *connecting = None;
+        // It is aborted only together with what waits for it.
+        connected.unwrap_or(Err(ConnectError::NoHost))
+    }
+
+    fn start(&self, to: Host) -> Connecting {
+        let (connector, host) = (Arc::clone(&self.connector), to.clone());
+        let task = tokio::spawn(async move {
+            match host {
+                Host::Any => connector.connect().await,
+                Host::At(place) => connector.connect_to(&place).await,
+            }
+        });
+        Connecting { to, task }
     }
 }
 
@@ -114,12 +182,13 @@ fn meaning(wait: &str) -> Option<Cause> {
 
 impl Diagnose<Cause> for Control {
     async fn diagnose(&self) -> Option<Cause> {
-        match timeout(LOOK_MAX, self.look(WAITS)).await {
+        // With time for a connect as well: what is not done then goes on, and serves the next look.
+        match timeout(LOOK_MAX * 2, self.look(&Host::Any, WAITS)).await {
             Ok(Look::Seen(wait)) => meaning(&wait?),
             Ok(Look::Failed(error)) => Some(error.cause()).filter(|cause| *cause != Cause::Unknown),
             Ok(Look::Unanswered) => None,
             // It takes bytes and gives none.
-            Err(_) => Some(Cause::Frozen),
+            Ok(Look::Silent) | Err(_) => Some(Cause::Frozen),
         }
     }
 }

@@ -18,6 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::SyncWait;
 use crate::connection::Held;
+use crate::connector::Place;
 use crate::control::BackendState;
 use crate::names;
 use crate::pool::Shared;
@@ -62,7 +63,7 @@ pub(crate) fn start(shared: &Arc<Shared>, held: Held, lane: Lane, left: Left) {
 async fn recover(shared: Arc<Shared>, held: Held, lane: Lane, left: Left) {
     let Held { mut session, lease } = held;
     let end = settle(&shared, &mut session, lane, left).await;
-    let (pid, sidecar) = (session.pid(), session.has_sidecar());
+    let (place, pid, sidecar) = (session.place().clone(), session.pid(), session.has_sidecar());
     if end == End::Idle && session.is_idle() {
         names::recovered(&shared.name, lane, "reused");
         drop(session);
@@ -76,7 +77,7 @@ async fn recover(shared: Arc<Shared>, held: Held, lane: Lane, left: Left) {
     let (_, charge) = lease.detach();
     // A sidecar looks after its backends itself.
     if !sidecar {
-        outlive(&shared, lane, pid).await;
+        outlive(&shared, lane, &place, pid).await;
     }
     release(&shared, charge);
 }
@@ -145,7 +146,7 @@ async fn is_left_alone(shared: &Shared, session: &Session, lane: Lane, left: Lef
     if session.has_sidecar() {
         return left == Left::LateWrite;
     }
-    shared.control.backend(session.pid()).await == BackendState::WaitsForStandby
+    shared.control.backend(session.place(), session.pid()).await == BackendState::WaitsForStandby
 }
 
 /// Waits for the end of a statement that nobody may cancel, however long it takes, as long as there is one.
@@ -168,7 +169,7 @@ async fn watch_zombie(
         let state = if session.has_sidecar() {
             BackendState::Unknown
         } else {
-            shared.control.backend(session.pid()).await
+            shared.control.backend(session.place(), session.pid()).await
         };
         match state {
             BackendState::Gone => return End::Broken,
@@ -186,12 +187,12 @@ async fn watch_zombie(
 }
 
 /// Waits until the backend of a connection that was reset is gone.
-async fn outlive(shared: &Shared, lane: Lane, pid: i32) {
+async fn outlive(shared: &Shared, lane: Lane, place: &Place, pid: i32) {
     let _zombie = Zombie::new(shared, lane);
     let mut closed = shared.closed.clone();
     let mut blind_since = None;
     loop {
-        match shared.control.backend(pid).await {
+        match shared.control.backend(place, pid).await {
             BackendState::Gone => return,
             BackendState::WaitsForStandby | BackendState::Busy | BackendState::Idle => blind_since = None,
             BackendState::Unknown => {

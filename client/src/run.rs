@@ -256,7 +256,8 @@ impl<'a> Run<'a> {
             return true;
         }
         // A sidecar has a bound of its own, and sees what its backend waits for.
-        !session.has_sidecar() && shared.control.backend(session.pid()).await != BackendState::WaitsForStandby
+        !session.has_sidecar()
+            && shared.control.backend(session.place(), session.pid()).await != BackendState::WaitsForStandby
     }
 
     /// Takes the answer, or gives the connection up.

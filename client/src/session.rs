@@ -110,6 +110,11 @@ impl Session {
         self.wire.pid()
     }
 
+    /// Where its server is.
+    pub(crate) fn place(&self) -> &Place {
+        &self.place
+    }
+
     /// Whether a sidecar answers.
     pub(crate) fn has_sidecar(&self) -> bool {
         self.sidecar

@@ -11,8 +11,9 @@ use std::time::Duration;
 
 use futures_util::{FutureExt, SinkExt};
 use support::{
-    Relay, brief, builder, is_quiet, patient, pool, shared_postgres, wait_until,
+    Relay, brief, builder, is_quiet, patient, pool, shared_postgres, synchronous_cluster, wait_until,
 };
+use tidegate_chaos::relay::Relay as Switch;
 use tidegate_client::tokio_postgres::{self, Client};
 use tidegate_client::{Builder, Error, ErrorKind, Outcome, Pool, Sidecar, TxOptions, TxOutcome, deadline};
 use tidegate_tests::{BackendKey, Incoming, Replies, ScriptedServer};
@@ -304,4 +305,28 @@ async fn only_who_has_waited_for_all_the_time_of_a_lane_lowers_its_limit() {
     connection.simple_query("SELECT 1").await.unwrap_err();
     assert!(limit() < before, "{} of {before}", limit());
     relay.heal();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_write_waits_for_is_looked_up_where_it_runs() {
+    // Another host knows nothing of the process, or another one by that number: the write that waits for a standby would
+    // be taken for one that is gone, cancelled, and seen without being replicated.
+    let cluster = synchronous_cluster();
+    let (primary, local) = (cluster.primary(), std::net::Ipv4Addr::LOCALHOST);
+    let other = (local, shared_postgres().port()).into();
+    let first = Switch::start((local, 0).into(), other).await.unwrap();
+    first.enable(false);
+    let hosts = format!("{local}:{},{local}:{}", first.address().port(), primary.port());
+    let pool =
+        builder(&format!("postgres://postgres@{hosts}/postgres"), "looked_up").size(1).build().unwrap();
+    let mut connection = pool.write().await.unwrap();
+    first.enable(true);
+    cluster.standbys()[0].freeze().unwrap();
+
+    let error = connection.execute("INSERT INTO t (v) VALUES ('x')", &[]).await.unwrap_err();
+
+    assert_eq!((error.kind(), error.outcome()), (ErrorKind::Timeout, Outcome::Unknown), "{error:?}");
+    assert_eq!(primary.sql("SELECT count(*) FROM t").unwrap(), "0");
+    cluster.standbys()[0].thaw().unwrap();
+    wait_until("the zombie ends", || is_quiet(&pool)).await;
 }
