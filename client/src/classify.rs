@@ -36,10 +36,18 @@ pub(crate) fn outcome_of_silence(lane: Lane, step: Step, ours: bool) -> Outcome 
 /// What an error leaves of an outcome when the call that it ends may have done more than what it undoes.
 pub(crate) fn outcome_in_part(outcome: Outcome, done: Done) -> Outcome {
     match (done, outcome) {
-        (Done::Nothing, _) | (Done::Perhaps, Outcome::NotSent) => outcome,
         // What was refused was not the first.
-        (Done::Something | Done::Perhaps, Outcome::NotSent | Outcome::RolledBack) => Outcome::Unknown,
-        (_, Outcome::Committed | Outcome::CommittedUnreplicated | Outcome::Unknown) => outcome,
+        (Done::Something, Outcome::NotSent) | (Done::Something | Done::Perhaps, Outcome::RolledBack) => {
+            Outcome::Unknown
+        }
+        (
+            Done::Nothing | Done::Perhaps | Done::Something,
+            Outcome::NotSent
+            | Outcome::RolledBack
+            | Outcome::Committed
+            | Outcome::CommittedUnreplicated
+            | Outcome::Unknown,
+        ) => outcome,
     }
 }
 

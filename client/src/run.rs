@@ -2,6 +2,7 @@
 
 use std::future::{Future, pending, poll_fn};
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -89,8 +90,16 @@ pub(crate) struct Run<'a> {
     soft: Instant,
     /// When to answer.
     hard: Instant,
-    /// When the bound of the lane ends; the budget may end before.
-    limit: Instant,
+    bound: Bound,
+}
+
+/// Whose bound it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bound {
+    /// The lane's.
+    Lane,
+    /// A caller's, which ends before.
+    Caller,
 }
 
 /// How much a run is.
@@ -137,8 +146,9 @@ impl<'a> Run<'a> {
         }
         connection.note_unfinished(Some(step));
         let watch = Watch::start(&connection.shared().breakers[lane.index()], ticket, now);
-        let (extent, hard, limit) = (Extent::Call, hard.instant(), limit.instant());
-        Ok(Self { connection, step, extent, watch, soft, hard, limit })
+        let (extent, hard) = (Extent::Call, hard.instant());
+        let bound = if hard < limit.instant() { Bound::Caller } else { Bound::Lane };
+        Ok(Self { connection, step, extent, watch, soft, hard, bound })
     }
 
     /// A transaction that is open is never refused: finishing it frees its locks.
@@ -167,14 +177,13 @@ impl<'a> Run<'a> {
         F: Future<Output = Result<T, tokio_postgres::Error>>,
     {
         let mut answer = pin!(answer);
-        let moves = || self.session().map_or(0, |session| session.wire().moves());
-        let mut moved = None;
+        let mut moved = self.moves();
         // Whatever takes its time but gets somewhere is not stuck. Polled it may be for many a reason.
         let mut watched = pin!(poll_fn(|cx| {
             let answer = answer.as_mut().poll(cx);
             if answer.is_pending() {
-                let now = moves();
-                if moved.replace(now).is_some_and(|before| before != now) {
+                let before = std::mem::replace(&mut moved, self.moves());
+                if before != moved {
                     self.watch.progress(self.breaker(self.connection.lane()));
                 }
             }
@@ -235,9 +244,13 @@ impl<'a> Run<'a> {
         .await
     }
 
-    fn wire(&self) -> &WireState {
+    fn wire(&self) -> &Arc<WireState> {
         // As in `client`.
-        self.session().map_or_else(|| unreachable!("a run holds its connection"), |session| session.wire())
+        self.session().map_or_else(|| unreachable!("a run holds its connection"), Session::wire)
+    }
+
+    fn moves(&self) -> u32 {
+        self.session().map_or(0, |session| session.wire().moves())
     }
 
     fn poll_soft(&self, cx: &mut Context<'_>) -> Poll<()> {
@@ -276,8 +289,8 @@ impl<'a> Run<'a> {
         let breaker = &self.connection.shared().breakers[self.connection.lane().index()];
         self.watch.end(breaker, health, now);
         // A caller in a hurry says nothing about the load.
-        let hurried =
-            self.hard < self.limit && result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout);
+        let hurried = self.bound == Bound::Caller
+            && result.as_ref().is_err_and(|error| error.kind() == ErrorKind::Timeout);
         if !hurried {
             self.tell_limit(health, now);
         }
@@ -381,7 +394,7 @@ impl<'a> Run<'a> {
         let lane = self.connection.lane();
         let outcome = classify::outcome_of_silence(lane, self.step, self.connection.is_ours());
         let kind = if self.step == Step::Commit { ErrorKind::CommitUnknown } else { ErrorKind::Timeout };
-        if self.hard >= self.limit
+        if self.bound == Bound::Lane
             && let Some(held) = self.connection.held_mut()
         {
             held.lease.fared_badly(now);

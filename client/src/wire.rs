@@ -607,7 +607,9 @@ mod tests {
         let mut tap = logged_in();
         tap.state.forget();
         tap.see_outbound(sent);
-        received.iter().for_each(|bytes| tap.see_inbound(bytes));
+        for bytes in received {
+            tap.see_inbound(bytes);
+        }
         let all = [Mark::Committed, Mark::MayCommit, Mark::Ended, Mark::FailedLate];
         all.into_iter().filter(|mark| tap.state.has(*mark)).collect()
     }
