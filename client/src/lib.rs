@@ -60,6 +60,7 @@ mod control;
 pub mod deadline;
 mod detail;
 mod error;
+mod frames;
 #[cfg(feature = "http")]
 pub mod http;
 mod lanes;
@@ -76,6 +77,7 @@ mod session;
 mod socket;
 mod transaction;
 mod warm;
+mod watch;
 mod wire;
 mod words;
 

@@ -23,6 +23,7 @@ use crate::lanes::LaneBreaker;
 use crate::recover::Left;
 use crate::retry::Trouble;
 use crate::session::Session;
+use crate::watch::{STUCK, Watch};
 use crate::wire::{Mark, WireState};
 use crate::words::{Lane, Outcome};
 
@@ -34,9 +35,6 @@ const SETTLE_MAX: Duration = Duration::from_millis(50);
 
 /// A ROLLBACK that takes longer is left to recovery.
 const ROLLBACK_MAX: Duration = Duration::from_millis(500);
-
-/// A call that is dropped after this long was stuck, not abandoned.
-const STUCK: Duration = Duration::from_secs(1);
 
 /// What is being run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -473,44 +471,5 @@ impl Drop for Run<'_> {
         let stuck = self.watch.elapsed(now) >= STUCK;
         let breaker = &self.connection.shared().breakers[self.connection.lane().index()];
         self.watch.end(breaker, if stuck { Health::Failed } else { Health::Ignored }, now);
-    }
-}
-
-/// What the breaker sees of a statement.
-struct Watch {
-    started: Instant,
-    /// `None`: it runs in a transaction that was open when the lane closed.
-    ticket: Option<Ticket>,
-    /// `None`: there was no free slot, and it is not watched.
-    slot: Option<usize>,
-}
-
-impl Watch {
-    fn start(breaker: &LaneBreaker, ticket: Option<Ticket>, now: Instant) -> Self {
-        Self { started: now, ticket, slot: breaker.handle().slots().claim(now) }
-    }
-
-    fn elapsed(&self, now: Instant) -> Duration {
-        now.saturating_duration_since(self.started)
-    }
-
-    fn progress(&self, breaker: &LaneBreaker) {
-        if let Some(slot) = self.slot {
-            breaker.handle().slots().progress(slot, Instant::now());
-        }
-    }
-
-    fn end(&mut self, breaker: &LaneBreaker, health: Health, now: Instant) {
-        if let Some(ticket) = self.ticket.take() {
-            let slow = health == Health::Ok && self.elapsed(now) >= STUCK;
-            breaker.complete(ticket, if slow { Health::Slow } else { health }, now);
-        }
-        if let Some(slot) = self.slot.take() {
-            breaker.handle().slots().end(slot);
-        }
-    }
-
-    const fn is_over(&self) -> bool {
-        self.ticket.is_none() && self.slot.is_none()
     }
 }
