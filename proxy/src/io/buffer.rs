@@ -6,8 +6,10 @@ use std::cell::RefCell;
 /// hundred busy sessions stay small; only touched pages count as resident memory.
 pub const BUFFER_LEN: usize = 32 * 1024;
 
-/// Buffers that a thread keeps for reuse; more are freed.
-const KEPT: usize = 64;
+/// Buffers that a thread keeps for reuse; more are freed. Hundreds of sessions that wait for few backends all hold one,
+/// and all give it back within a moment: what is not kept has to be cleared when it is wanted again, which costs more than
+/// the query.
+const KEPT: usize = 512;
 
 thread_local! {
     static FREE: RefCell<Vec<Box<[u8]>>> = const { RefCell::new(Vec::new()) };
