@@ -13,9 +13,11 @@ use tidegate::backend::{Connector, Statement};
 use tidegate::config::{Config, Password, Sources, SslMode};
 use tidegate::exchange::Facts;
 use tidegate::guard::Running;
+use tidegate::io::Buffer;
 use tidegate::pool::upstream::{Limits, enter_worker};
 use tidegate::pool::{Databases, Lease, Pool, PoolKey, Upstream};
 use tidegate::session::lanes::{Surroundings, TransactionLane, fingerprint_of};
+use tidegate::session::names::Names;
 use tidegate::session::notes::Pins;
 use tidegate::sql::Lane;
 use tidegate::stack::{Checkout, Stack, build};
@@ -107,4 +109,36 @@ fn sorting_checkout_and_guard_of_an_exchange_allocate_nothing() {
     });
 
     assert_eq!(counted.count_total, 0);
+}
+
+#[test]
+fn an_unnamed_statement_takes_the_memory_of_the_one_before() {
+    // Drivers that do not prepare parse one for each query.
+    let texts: [&[u8]; 2] =
+        [b"UPDATE accounts SET balance = 1 WHERE id = $1", b"DELETE FROM accounts WHERE id = $1"];
+    let mut names = Names::of_session(1);
+    let mut parses = |count| {
+        for _ in 0..count {
+            for text in texts {
+                names.set_unnamed(text, Facts::of(text));
+                names.unnamed_answered();
+                names.set_unnamed_plain(b"SELECT 1");
+            }
+        }
+    };
+    parses(10);
+    let counted = measure(|| parses(100));
+
+    assert_eq!(counted.count_total, 0);
+}
+
+#[test]
+fn buffers_of_hundreds_of_sessions_that_wait_are_used_again() {
+    // Each that is not has to be cleared, which costs more than the query that it is for.
+    let lend = || drop((0..500).map(|_| Buffer::lend()).collect::<Vec<_>>());
+    lend();
+    let counted = measure(lend);
+
+    // The list that they stand in.
+    assert_eq!(counted.count_total, 1);
 }

@@ -3,7 +3,7 @@
 //! their shape.
 //!
 //! One small table per thread. A shape is kept when it comes for the second time in its place of the table, so that
-//! texts which never repeat cost no more than a hash.
+//! texts which never repeat cost a look and a hash, and no memory.
 
 use std::cell::RefCell;
 use std::hash::BuildHasher;
@@ -11,7 +11,7 @@ use std::hash::BuildHasher;
 use super::facts::Facts;
 
 /// Places of the table.
-const PLACES: u64 = 128;
+const PLACES: usize = 128;
 /// Longer texts are analysed each time.
 const TEXT_MAX: usize = 2048;
 
@@ -27,31 +27,47 @@ struct Table {
     hasher: foldhash::fast::RandomState,
     /// Empty until there is something to remember.
     places: Vec<Place>,
-    /// The text that was looked up last, which is not known yet.
+    /// An allocation to use again.
+    spare: Vec<u8>,
+}
+
+/// The shape of a text of which nothing is remembered, and its hash.
+#[derive(Debug)]
+struct Unknown {
     shape: Vec<u8>,
     hash: u64,
 }
 
 impl Table {
-    fn look_up(&mut self, text: &[u8]) -> Option<Facts> {
-        shape(text, &mut self.shape);
-        self.hash = self.hasher.hash_one(&*self.shape);
-        let place = usize::try_from(self.hash % PLACES).ok()?;
-        let (kept, facts) = self.places.get(place)?.kept.as_ref()?;
-        (**kept == *self.shape).then(|| facts.clone())
+    fn look_up(&mut self, text: &[u8]) -> Result<Facts, Unknown> {
+        let mut shape = std::mem::take(&mut self.spare);
+        put_shape(text, &mut shape);
+        let hash = self.hasher.hash_one(&*shape);
+        let kept = self.places.get(place_of(hash)).and_then(|place| place.kept.as_ref());
+        match kept.filter(|(kept, _)| **kept == *shape) {
+            Some((_, facts)) => {
+                let facts = facts.clone();
+                self.spare = shape;
+                Ok(facts)
+            }
+            None => Err(Unknown { shape, hash }),
+        }
     }
 
-    fn remember(&mut self, facts: &Facts) {
+    fn remember(&mut self, unknown: &Unknown, facts: &Facts) {
         if self.places.is_empty() {
-            self.places.resize_with(usize::try_from(PLACES).unwrap_or(0), Place::default);
+            self.places.resize_with(PLACES, Place::default);
         }
-        let place = usize::try_from(self.hash % PLACES).unwrap_or(0);
-        let Some(place) = self.places.get_mut(place) else { return };
-        if place.hash == self.hash {
-            place.kept = Some((self.shape.as_slice().into(), facts.clone()));
+        let Some(place) = self.places.get_mut(place_of(unknown.hash)) else { return };
+        if place.hash == unknown.hash {
+            place.kept = Some((unknown.shape.as_slice().into(), facts.clone()));
         }
-        place.hash = self.hash;
+        place.hash = unknown.hash;
     }
+}
+
+fn place_of(hash: u64) -> usize {
+    usize::try_from(hash % PLACES as u64).unwrap_or(0)
 }
 
 thread_local! {
@@ -63,14 +79,18 @@ pub(super) fn facts(text: &[u8], analyse: impl FnOnce() -> Facts) -> Facts {
     if text.len() > TEXT_MAX {
         return analyse();
     }
-    if let Some(facts) = TABLE.with_borrow_mut(|table| table.look_up(text)) {
-        return facts;
-    }
+    let unknown = match TABLE.with_borrow_mut(|table| table.look_up(text)) {
+        Ok(facts) => return facts,
+        Err(unknown) => unknown,
+    };
     let facts = analyse();
-    // Settings are of one session, and have numbers for values.
-    if facts.changes.is_empty() && facts.commands.is_none() && facts.executes.is_none() {
-        TABLE.with_borrow_mut(|table| table.remember(&facts));
-    }
+    TABLE.with_borrow_mut(|table| {
+        // Settings are of one session, and have numbers for values.
+        if facts.changes.is_empty() && facts.commands.is_none() && facts.executes.is_none() {
+            table.remember(&unknown, &facts);
+        }
+        table.spare = unknown.shape;
+    });
     facts
 }
 
@@ -123,16 +143,16 @@ enum Within {
 
 /// A text without its numbers. Two texts of the same shape differ in the digits of numbers and of literals only. Of what has
 /// comments, escapes or dollar quotes the shape is the text itself: where its quotes begin and end takes a lexer.
-fn shape(text: &[u8], out: &mut Vec<u8>) {
+fn put_shape(text: &[u8], out: &mut Vec<u8>) {
     out.clear();
-    if !put_shape(text, out) {
+    if !put_without_numbers(text, out) {
         out.clear();
         out.extend_from_slice(text);
     }
 }
 
 /// Whether the text has a shape of its own.
-fn put_shape(text: &[u8], out: &mut Vec<u8>) -> bool {
+fn put_without_numbers(text: &[u8], out: &mut Vec<u8>) -> bool {
     let mut within = Within::Nothing;
     // What was not copied yet.
     let mut begin = 0;
@@ -186,12 +206,12 @@ mod tests {
     use crate::exchange::facts::Need;
 
     fn is_kept(text: &[u8]) -> bool {
-        TABLE.with_borrow_mut(|table| table.look_up(text)).is_some()
+        TABLE.with_borrow_mut(|table| table.look_up(text)).is_ok()
     }
 
     fn shaped(text: &str) -> String {
         let mut out = Vec::new();
-        shape(text.as_bytes(), &mut out);
+        put_shape(text.as_bytes(), &mut out);
         String::from_utf8(out).unwrap()
     }
 

@@ -27,8 +27,7 @@ pub struct Names {
     session: u64,
     serials: u64,
     unnamed: Unnamed,
-    /// An allocation to use again.
-    spare: Vec<u8>,
+    spare: Spare,
     /// Who runs it.
     pub unnamed_kind: UnnamedKind,
     unnamed_age: Age,
@@ -95,6 +94,40 @@ impl Does {
         match self {
             Self::PlainSelect => &PLAIN,
             Self::Other(facts) => facts,
+        }
+    }
+}
+
+/// Allocations to use again.
+#[derive(Debug, Default)]
+struct Spare {
+    frame: Vec<u8>,
+    facts: Option<Box<Facts>>,
+}
+
+impl Spare {
+    fn frame(&mut self, frame: &[u8]) -> Vec<u8> {
+        let mut kept = std::mem::take(&mut self.frame);
+        kept.clear();
+        kept.extend_from_slice(frame);
+        kept
+    }
+
+    fn facts(&mut self, facts: Facts) -> Box<Facts> {
+        match self.facts.take() {
+            Some(mut kept) => {
+                *kept = facts;
+                kept
+            }
+            None => Box::new(facts),
+        }
+    }
+
+    /// Keeps the allocation, and nothing that it was for.
+    fn keep(&mut self, does: Does) {
+        if let Does::Other(mut facts) = does {
+            *facts = Facts::PLAIN_SELECT;
+            self.facts = Some(facts);
         }
     }
 }
@@ -215,10 +248,8 @@ impl Names {
 
     /// Notes a new unnamed statement, given as a whole Parse frame.
     pub fn set_unnamed(&mut self, frame: &[u8], facts: Facts) {
-        let mut kept = std::mem::take(&mut self.spare);
-        kept.clear();
-        kept.extend_from_slice(frame);
-        self.replace_unnamed(Some(Definition { frame: kept, does: Does::Other(Box::new(facts)) }));
+        let (frame, does) = (self.spare.frame(frame), Does::Other(self.spare.facts(facts)));
+        self.replace_unnamed(Some(Definition { frame, does }));
     }
 
     /// As [`Names::set_unnamed`], for a plain SELECT while nothing is owed: the server cannot ignore its Parse, so nobody
@@ -227,14 +258,14 @@ impl Names {
     pub fn set_unnamed_plain(&mut self, frame: &[u8]) {
         self.serials += 1;
         self.unnamed.serial = self.serials;
-        let spare = &mut self.spare;
-        let definition = self
-            .unnamed
-            .definition
-            .get_or_insert_with(|| Definition { frame: std::mem::take(spare), does: Does::PlainSelect });
-        definition.frame.clear();
-        definition.frame.extend_from_slice(frame);
-        definition.does = Does::PlainSelect;
+        match &mut self.unnamed.definition {
+            Some(definition) => {
+                definition.frame.clear();
+                definition.frame.extend_from_slice(frame);
+                self.spare.keep(std::mem::replace(&mut definition.does, Does::PlainSelect));
+            }
+            none => *none = Some(Definition { frame: self.spare.frame(frame), does: Does::PlainSelect }),
+        }
     }
 
     /// Notes a new unnamed statement that is too long to keep: only the backend that has it can bind it.
@@ -317,7 +348,8 @@ impl Names {
     #[inline]
     fn keep(&mut self, over: Unnamed) {
         if let Some(definition) = over.definition {
-            self.spare = definition.frame;
+            self.spare.frame = definition.frame;
+            self.spare.keep(definition.does);
         }
     }
 
@@ -336,7 +368,7 @@ impl Names {
     #[inline]
     pub fn shrink(&mut self) {
         let kept = self.unnamed.definition.as_mut().map(|definition| &mut definition.frame);
-        for frame in kept.into_iter().chain([&mut self.spare]) {
+        for frame in kept.into_iter().chain([&mut self.spare.frame]) {
             if frame.capacity() > KEPT_UNNAMED {
                 frame.shrink_to(KEPT_UNNAMED);
             }
