@@ -66,21 +66,9 @@ impl JournalWatch {
         let watch =
             Self { state: state.clone(), clock, missing: Arc::clone(&missing), over: Arc::clone(&over) };
         thread::spawn(move || {
-            let path = state.join(NAME);
-            let (mut last, mut size) = (None, 0);
+            let mut looks = Looks { path: state.join(NAME), last: None, size: 0 };
             while !over.load(Ordering::Relaxed) {
-                let look = clock.now();
-                let now = fs::metadata(&path).map_or(0, |meta| meta.len());
-                if now != size
-                    && let Ok(text) = fs::read_to_string(&path)
-                {
-                    let mut missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
-                    for line in text.lines() {
-                        missing.entry(line.to_owned()).or_insert(last);
-                    }
-                }
-                size = now;
-                last = Some(look);
+                looks.look(clock.now(), &missing);
                 thread::sleep(EVERY);
             }
         });
@@ -97,6 +85,31 @@ impl JournalWatch {
 impl Drop for JournalWatch {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What was seen of the file so far.
+#[derive(Debug)]
+struct Looks {
+    path: PathBuf,
+    last: Option<Duration>,
+    size: u64,
+}
+
+impl Looks {
+    /// Whatever is new now was missing at the look before.
+    fn look(&mut self, now: Duration, missing: &Mutex<Missing>) {
+        let size = fs::metadata(&self.path).map_or(0, |meta| meta.len());
+        if size != self.size
+            && let Ok(text) = fs::read_to_string(&self.path)
+        {
+            let mut missing = missing.lock().unwrap_or_else(PoisonError::into_inner);
+            for line in text.lines() {
+                missing.entry(line.to_owned()).or_insert(self.last);
+            }
+        }
+        self.size = size;
+        self.last = Some(now);
     }
 }
 
@@ -147,19 +160,18 @@ mod tests {
         let line = "{\"id\":1,\"at\":\"2126-01-01T00:00:01.250Z\",\"kind\":\"breaker\",\"from\":\"a\",\
                     \"to\":\"open\",\"evidence\":\"e\"}\n";
         let dir = tempfile::tempdir().unwrap();
-        let clock = RunClock::start();
-        let watch = JournalWatch::start(dir.path().to_owned(), clock);
-        thread::sleep(EVERY * 10);
-        let before = clock.now();
+        let path = dir.path().join(NAME);
+        let (mut looks, missing) = (Looks { path, last: None, size: 0 }, Mutex::default());
+        looks.look(Duration::from_millis(10), &missing);
+        looks.look(Duration::from_millis(20), &missing);
 
         fs::write(dir.path().join(NAME), line).unwrap();
-        let written = clock.now();
-        thread::sleep(EVERY * 10);
+        looks.look(Duration::from_millis(30), &missing);
+        fs::write(dir.path().join(NAME), line.to_owned() + "{\"id\": 2").unwrap();
+        looks.look(Duration::from_millis(40), &missing);
 
-        let missing = watch.decisions()[0].missing.unwrap();
-        assert!(
-            missing <= written && missing + EVERY * 5 > before,
-            "{missing:?} not in {before:?}..{written:?}"
-        );
+        let decisions = read(dir.path(), RunClock::start(), &missing.lock().unwrap());
+        let missing: Vec<_> = decisions.iter().map(|decision| decision.missing).collect();
+        assert_eq!(missing, [Some(Duration::from_millis(20))]);
     }
 }

@@ -1,8 +1,10 @@
 //! How an application proves who it is.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use thiserror::Error;
+use tokio::time::timeout;
 
 use super::login::Conversation;
 use crate::auth::scram::{Binding, Mechanism, ScramServer};
@@ -81,15 +83,19 @@ pub async fn authenticate(
     })
 }
 
+/// How long who is trusted waits for a secret that is not its own to prove: one server may hang, the next may answer.
+const TRUST_PATIENCE: Duration = Duration::from_secs(2);
+
 /// What backends can be logged in with on behalf of a user who had to prove nothing, and of whom no file knows a secret.
+/// Whoever asks waits for a place first, so all of it has a bound: a login that needs no secret must not fail for one.
 ///
 /// # Cancel safety
 /// As [`Shared::query_secret`].
 pub async fn queried_credential(user: &str, shared: &Arc<Shared>, worker: usize) -> Credential {
-    match shared.query_secret(user, worker).await {
-        Ok(Some(secret)) => secret.credential(),
+    match timeout(TRUST_PATIENCE, shared.query_secret(user, worker)).await {
+        Ok(Ok(Some(secret))) => secret.credential(),
         // PostgreSQL may trust this user as well.
-        Ok(None) | Err(()) => Credential::None,
+        Ok(Ok(None) | Err(())) | Err(_) => Credential::None,
     }
 }
 
