@@ -30,6 +30,7 @@ use crate::pool::upstream::Limits;
 use crate::pool::{Databases, Pool, PoolKey, Routes, Upstream};
 use crate::session::policy::Policies;
 use crate::session::registry::{Registry, Signal};
+use crate::session::settle::{SettingsRefused, bring};
 use crate::sql::Lane;
 use crate::state_dir::StateDir;
 use crate::status::board::Board;
@@ -452,7 +453,7 @@ async fn ask_secret(
     let acquired = pool.acquire(Lane::Read, Ask::default(), worker).await;
     let mut lease = acquired.map_err(|refusal| refusal.reason().to_owned())?;
     let none = crate::backend::Settings::none();
-    crate::session::settle::bring(&mut lease, &none).await.map_err(|refused| refused.words().1)?;
+    bring(&mut lease, &none).await.map_err(SettingsRefused::reason)?;
     let rows = lease.query_with(query, &[user]).await.map_err(|error| error.to_string())?;
     lease.give_back();
     let secret = rows.into_iter().next().and_then(|row| row.into_iter().nth(1)).flatten();

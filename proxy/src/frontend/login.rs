@@ -23,6 +23,7 @@ use crate::server::Shared;
 use crate::session::local_frames::setting_code;
 use crate::session::policy::Who;
 use crate::session::registry::{Identity, Kind, Phase, Registration};
+use crate::session::settle::{SettingsRefused, introduce, unsettled};
 use crate::session::terms::SessionTerms;
 use crate::session::{Beginning, Session};
 use crate::sql::Lane;
@@ -457,20 +458,18 @@ impl Conversation {
         }
         let acquired = pool.acquire(Lane::Read, Ask::default(), self.worker).await;
         let mut lease = acquired.map_err(LoginError::Refusal)?;
-        let asked = crate::session::settle::introduce(&mut lease, startup).await;
+        let asked = introduce(&mut lease, startup).await;
         match asked {
             Ok(welcome) => {
                 lease.give_back();
                 pool.welcomes.insert(Arc::clone(startup), Arc::clone(&welcome));
                 Ok(welcome)
             }
-            Err(refused) => {
-                let (code, message) = refused.words();
-                if refused.is_about_values() {
-                    lease.give_back();
-                }
+            Err(SettingsRefused::Value(code, message)) => {
+                lease.give_back();
                 Err(LoginError::refused(code, message))
             }
+            Err(SettingsRefused::Lost) => Err(LoginError::Refusal(unsettled(pool, Lane::Read))),
         }
     }
 

@@ -15,7 +15,8 @@ use super::{Flowing, Session};
 use crate::backend::settings::{read_back, read_back_with_resets};
 use crate::backend::{BackendError, ConnectError, Settings};
 use crate::exchange::Refusal;
-use crate::pool::{Lease, Welcome};
+use crate::pool::{Lease, Pool, Welcome};
+use crate::sql::Lane;
 use crate::telemetry::metrics;
 use crate::wire::backend::put_parameter_status;
 use crate::wire::error_fields::{ErrorMessage, Severity};
@@ -33,17 +34,12 @@ pub(crate) enum SettingsRefused {
 }
 
 impl SettingsRefused {
-    /// SQLSTATE and message.
-    pub(crate) fn words(&self) -> (SqlState, String) {
+    /// What to tell.
+    pub(crate) fn reason(self) -> String {
         match self {
-            Self::Value(code, message) => (*code, message.clone()),
-            Self::Lost => (SqlState::INSUFFICIENT_RESOURCES, "connection to PostgreSQL lost".to_owned()),
+            Self::Value(_, message) => message,
+            Self::Lost => "connection to PostgreSQL lost".to_owned(),
         }
-    }
-
-    /// Whether the backend is usable.
-    pub(crate) fn is_about_values(&self) -> bool {
-        matches!(self, Self::Value(..))
     }
 }
 
@@ -113,11 +109,7 @@ impl Session {
                 lease.give_back();
                 return self.end_without(code, &message).await;
             }
-            Unsent::Settings(SettingsRefused::Lost) => {
-                self.pool.upstream.trouble();
-                let (lane, cause) = (self.watch.lane(), Arc::new(ConnectError::Unsettled));
-                Refusal::NoUpstream { lane, cause, retry_after: self.pool.upstream.limits().codel.target }
-            }
+            Unsent::Settings(SettingsRefused::Lost) => unsettled(&self.pool, self.watch.lane()),
             Unsent::Late => {
                 let retry_after = self.pool.upstream.limits().codel.target;
                 Refusal::Shed { lane: self.watch.lane(), reason: Reason::Deadline, retry_after }
@@ -262,6 +254,13 @@ pub(crate) async fn introduce(
         bring(lease, startup).await?;
     }
     Ok(within(DEADLINE, Welcome::ask(lease)).await?)
+}
+
+/// The connection was lost before it was as a session needs it: a matter of the server, which another may do better.
+pub(crate) fn unsettled(pool: &Pool, lane: Lane) -> Refusal {
+    pool.upstream.trouble();
+    let retry_after = pool.upstream.limits().codel.target;
+    Refusal::NoUpstream { lane, cause: Arc::new(ConnectError::Unsettled), retry_after }
 }
 
 /// Questions of our own are answered at once or not at all: a server that takes longer is stuck.
