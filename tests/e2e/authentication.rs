@@ -263,6 +263,22 @@ async fn backends_of_users_that_are_trusted_are_opened_with_what_the_query_finds
 }
 
 #[tokio::test]
+async fn who_is_trusted_gets_in_although_the_query_for_secrets_takes_too_long() {
+    // Each question waits for one of four places, and who has one for a second: those at the end of that queue were late for
+    // their login, although nothing was to be proved.
+    let config = "listen.auth = \"trust\"\ncluster.user = \"lookup\"\ncluster.password = \"lookup-Pa55word\"\n\
+                  timeouts.login = \"5s\"\n\
+                  listen.auth_query = \"SELECT usename, pg_sleep(60)::text FROM pg_user WHERE usename = $1\"";
+    let proxy = ProxyOptions::new(TIDEGATE).config(config).upstream(&upstream()).start().await;
+    let who = Credentials { database: "need_trust", ..MODERN };
+
+    let logins = (0..60).map(|_| log_in(&proxy, who));
+    for login in futures_util::future::join_all(logins).await {
+        assert_eq!(login.err().map(|problem| problem.code().to_owned()), None);
+    }
+}
+
+#[tokio::test]
 async fn to_refuse_a_password_of_an_unknown_user_takes_as_long_as_of_a_known_one() {
     // One was hashed and the other was not: milliseconds against none, which a clock tells apart. So many iterations
     // take so long that no noise hides it.

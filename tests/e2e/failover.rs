@@ -522,32 +522,6 @@ async fn whose_secret_is_asked_for_gets_in_while_the_primary_hangs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_is_trusted_gets_in_while_the_primary_that_knows_the_secrets_hangs() {
-    // Each question waits for one of four places, and who has one for the primary: those at the end of that queue were late
-    // for their login, although nothing was to be proved.
-    let cluster = cluster(1);
-    block_in_place(|| cluster.primary().sql("CREATE ROLE app LOGIN")).unwrap();
-    let config = format!(
-        "{PREFER_STANDBY}[listen]\nauth = \"trust\"\n\
-         auth_query = \"SELECT rolname, rolpassword FROM pg_authid WHERE rolname = $1\"\n\
-         [timeouts]\nlogin = \"5s\"\n"
-    );
-    let nodes = [cluster.primary(), &cluster.standbys()[0]];
-    let options = ProxyOptions::new(crate::TIDEGATE).config(&config);
-    let proxy = nodes.iter().fold(options, |options, node| options.upstream(&node.url())).start().await;
-    let address = proxy.address();
-    let mut early = wait_for(SOON, "a login", async || log_in_app(address).await.ok()).await;
-    wait_for(SOON, "a standby answers", async || is_served_by_standby(&mut early).await.then_some(())).await;
-
-    block_in_place(|| cluster.primary().freeze()).unwrap();
-    let mut logins: JoinSet<_> = (0..60).map(|_| log_in_app(address)).collect();
-
-    while let Some(login) = logins.join_next().await {
-        assert_eq!(login.unwrap().err().map(|problem| problem.code().to_owned()), None);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_transaction_on_a_primary_that_was_replaced_is_rolled_back_without_an_error_and_never_committed() {
     // Seen: its ROLLBACK was told 40000 as if it were a statement, and pools of applications close what cannot be rolled
     // back: a failover cost all the connections that had a transaction open.
