@@ -21,7 +21,7 @@ pub(super) fn check(record: &Record, limit: Duration, cause: &str) -> Verdict {
     // Those that were waiting when it opened were told so at once, but waited before.
     let fresh =
         record.writes().filter(|write| write.sent.is_some_and(|sent| sent >= opened && sent < healed));
-    let refused: Vec<&Operation> = fresh.filter(|write| write.refused_for("breaker_open")).collect();
+    let refused: Vec<&Operation> = fresh.filter(|write| is_refused(write)).collect();
     if refused.len() < ENOUGH {
         return Verdict::Undecided(format!("{} refusals are too few", refused.len()));
     }
@@ -51,6 +51,11 @@ pub(super) fn check(record: &Record, limit: Duration, cause: &str) -> Verdict {
     noise::judge(p99, limit, noise::least_time(record, &(opened..healed)), figures)
 }
 
+/// Whether nobody was asked: for the breaker, or, once a server that hung is called lost, for want of a primary.
+fn is_refused(write: &Operation) -> bool {
+    write.refused_for("breaker_open") || write.refused_for("no_upstream")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -72,5 +77,9 @@ mod tests {
         assert!(matches!(verdict(&record()), Verdict::Refuted(_)));
         let mute = run(5, "storage").refused(12_000, 1, "reason=breaker_open cause=storage");
         assert!(matches!(verdict(&mute), Verdict::Refuted(_)));
+        // Seen: a primary that was called lost in the middle of a stall, whose writes then waited for another.
+        let held = "reason=no_upstream cause=storage retry_after_ms=100";
+        let held = (0..2).fold(run(5, "storage"), |run, number| run.refused(14_000 + number, 1_500, held));
+        assert!(matches!(verdict(&held), Verdict::Refuted(_)));
     }
 }

@@ -270,6 +270,44 @@ fn a_bad_probe_in_half_open_starts_the_count_again() {
 }
 
 #[test]
+fn what_is_not_asked_because_nobody_wants_its_work_has_not_recovered() {
+    // Seen: a lost primary was asked no more, and after a second its writes were let in again: "probes went well". It was
+    // still gone.
+    let mut bench = Bench::new();
+    bench.trip();
+    bench.wait();
+    for _ in 0..20 {
+        assert_eq!(bench.probe(ProbeOutcome::Unwanted), Phase::HalfOpen);
+        bench.now += 500 * MS;
+    }
+
+    // Nor does it trip what was well.
+    let mut idle = Bench::new();
+    for _ in 0..20 {
+        idle.probe(ProbeOutcome::Unwanted);
+        assert_eq!(idle.see(calm()), Phase::Closed);
+    }
+}
+
+#[test]
+fn probes_that_could_not_tell_are_not_said_to_have_gone_well() {
+    // Whoever reads it in the journal looks for what is wrong elsewhere.
+    let evidence = |outcome| {
+        let mut bench = Bench::new();
+        bench.trip();
+        bench.wait();
+        let mut probes = (0..3).filter_map(|_| {
+            bench.now += 500 * MS;
+            bench.on(Event::Probed { started: bench.now, session: Session::Fresh, outcome })
+        });
+        probes.next().map(|change| (change.to, change.evidence))
+    };
+
+    assert_eq!(evidence(ProbeOutcome::Ok), Some((Phase::Ramp { step: 0 }, Evidence::ProbesGood)));
+    assert_eq!(evidence(ProbeOutcome::Inconclusive), Some((Phase::Ramp { step: 0 }, Evidence::ProbesSilent)));
+}
+
+#[test]
 fn the_ramp_doubles_each_second_and_then_the_breaker_is_closed() {
     // 10, 20, 40, 80 %: full after four seconds.
     let mut bench = Bench::new();
@@ -405,7 +443,8 @@ fn event() -> impl Strategy<Value = Event<&'static str>> {
         Just(ProbeOutcome::Timeout),
         Just(ProbeOutcome::Failed),
         Just(ProbeOutcome::Inconclusive),
-        Just(ProbeOutcome::Unasked)
+        Just(ProbeOutcome::Unasked),
+        Just(ProbeOutcome::Unwanted)
     ];
     let started = Instant::now();
     let probed = (outcome, any::<bool>()).prop_map(move |(outcome, fresh)| {

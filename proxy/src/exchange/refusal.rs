@@ -528,7 +528,18 @@ impl Refusal {
 }
 
 fn no_server_contract(why: WhyNot) -> (SqlState, String, &'static str) {
-    let hint = "The statement was not sent; try again after retry_after_ms. Who is the primary is found out all the time; the journal says what was decided.";
+    let hint = match why {
+        WhyNot::Late => {
+            "The statement was not sent; try again after retry_after_ms. Look at pg_stat_replication on the primary, or raise read.max_lag."
+        }
+        WhyNot::NoPrimary
+        | WhyNot::Unproven { .. }
+        | WhyNot::SplitBrain
+        | WhyNot::NoStandby
+        | WhyNot::NotCaughtUp => {
+            "The statement was not sent; try again after retry_after_ms. Who is the primary is found out all the time; the journal says what was decided."
+        }
+    };
     (SqlState::INSUFFICIENT_RESOURCES, why.to_string(), hint)
 }
 

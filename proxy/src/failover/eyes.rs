@@ -97,7 +97,11 @@ fn proof(outcome: ProbeOutcome, finding: Option<Cause>) -> Result<(), Cause> {
     match (outcome, finding) {
         (ProbeOutcome::Ok, _) | (ProbeOutcome::Inconclusive, None) => Ok(()),
         (
-            ProbeOutcome::Inconclusive | ProbeOutcome::Timeout | ProbeOutcome::Failed | ProbeOutcome::Unasked,
+            ProbeOutcome::Inconclusive
+            | ProbeOutcome::Timeout
+            | ProbeOutcome::Failed
+            | ProbeOutcome::Unasked
+            | ProbeOutcome::Unwanted,
             finding,
         ) => Err(finding.unwrap_or(Cause::Unknown)),
     }

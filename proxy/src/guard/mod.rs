@@ -15,7 +15,7 @@ pub mod zombies;
 use std::future::Future;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
@@ -79,8 +79,7 @@ pub struct Guard {
     /// The processes that a look was asked for at.
     asked_for: Mutex<Vec<u32>>,
     doubted: AtomicBool,
-    /// Whether it is the server that takes writes.
-    primary: AtomicBool,
+    duty: AtomicU8,
     /// How often each breaker opened.
     trips: [AtomicU64; Lane::ALL.len()],
     /// When an application's write committed last, on the clock.
@@ -97,6 +96,18 @@ pub struct Reporters {
     pub journal: Arc<Journal>,
     /// Pages somebody.
     pub alerts: Alerts,
+}
+
+/// Whether writes are expected of a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Duty {
+    /// It is the primary, or the only server.
+    #[default]
+    Writes,
+    /// Another is the primary: its write lane is of no concern.
+    Reads,
+    /// There is no primary. Whether it would take writes is not to be tried, but if it refused them, it still does.
+    Vacant,
 }
 
 /// Since when a lane is as it is, and why.
@@ -216,7 +227,7 @@ impl Guard {
             asked: Notify::new(),
             asked_for: Mutex::default(),
             doubted: AtomicBool::new(false),
-            primary: AtomicBool::new(true),
+            duty: AtomicU8::new(Duty::Writes as u8),
             trips: Default::default(),
             wrote_ms: AtomicU64::new(0),
             reporters: OnceLock::new(),
@@ -376,14 +387,23 @@ impl Guard {
         self.asked.notify_one();
     }
 
-    /// Whether it is the server that takes writes: of the others, the write lane is of no concern.
-    pub fn set_primary(&self, primary: bool) {
-        self.primary.store(primary, Ordering::Release);
+    /// Whether writes are expected of the server from now on.
+    pub fn assign(&self, duty: Duty) {
+        self.duty.store(duty as u8, Ordering::Release);
     }
 
-    /// See [`Guard::set_primary`].
+    /// See [`Guard::assign`].
+    pub fn duty(&self) -> Duty {
+        let duty = self.duty.load(Ordering::Acquire);
+        [Duty::Writes, Duty::Reads, Duty::Vacant]
+            .into_iter()
+            .find(|known| *known as u8 == duty)
+            .unwrap_or_default()
+    }
+
+    /// Whether it is the server that takes writes.
     pub fn is_primary(&self) -> bool {
-        self.primary.load(Ordering::Acquire)
+        self.duty() == Duty::Writes
     }
 
     /// A write of an application is committed.

@@ -7,7 +7,7 @@ use tidegate_layers::breaker::{Change, Diagnose, Events, Phase, Probe, ProbeOutc
 use tokio::sync::Mutex;
 use tokio::time::Instant;
 
-use super::reports;
+use super::{Duty, reports};
 use crate::exchange::Diagnosis;
 use crate::pool::Upstream;
 use crate::probe::{Diagnoser, ReadProbe, WriteProbe};
@@ -26,12 +26,11 @@ impl Probe for LaneProbe {
     async fn probe(&self, session: Session) -> ProbeOutcome {
         match self {
             Self::Read(probe) => probe.probe(session).await,
-            Self::Write(probe, upstream) => {
-                if upstream.upgrade().is_none_or(|upstream| !upstream.guard.is_primary()) {
-                    return ProbeOutcome::Inconclusive;
-                }
-                probe.probe(session).await
-            }
+            Self::Write(probe, upstream) => match upstream.upgrade().map(|upstream| upstream.guard.duty()) {
+                Some(Duty::Writes) => probe.probe(session).await,
+                Some(Duty::Vacant) => ProbeOutcome::Unwanted,
+                Some(Duty::Reads) | None => ProbeOutcome::Inconclusive,
+            },
         }
     }
 }

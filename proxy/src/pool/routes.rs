@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use arc_swap::ArcSwap;
+use tidegate_layers::breaker::Phase;
 use tokio::time::Instant;
 
 use super::Upstream;
@@ -11,6 +12,7 @@ use super::hold::Hold;
 use super::opening::WritePace;
 use crate::config::{self, AfterWrite, Config, ReadFrom, Roles};
 use crate::exchange::facts::Reach;
+use crate::guard::Duty;
 use crate::outcome::Resolver;
 use crate::sql::Lane;
 use crate::upstream::topology::{Health, Role, Topology, UpstreamView, Writes};
@@ -46,8 +48,29 @@ struct Map {
     served_by: Vec<Option<Arc<Upstream>>>,
     policy: Policy,
     asked: Asked,
-    /// Since when there has been no primary.
-    lost: Option<Instant>,
+    /// Whether and how the primary was lost.
+    lost: Option<Loss>,
+}
+
+/// How there came to be no primary.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    /// It was there, and then it was not, as in a failover.
+    Sudden(Instant),
+    /// Writes were refused for a stall before: whoever has been told that does not begin to wait.
+    Stalled,
+}
+
+impl Loss {
+    /// Of the primary that there was, if any.
+    fn of(primary: Option<&Arc<Upstream>>) -> Self {
+        match primary.map(|primary| primary.guard.phase(Lane::Write)) {
+            Some(Phase::Open | Phase::HalfOpen | Phase::ForcedOpen) => Self::Stalled,
+            None | Some(Phase::Closed | Phase::Suspect | Phase::Ramp { .. } | Phase::ForcedClosed) => {
+                Self::Sudden(Instant::now())
+            }
+        }
+    }
 }
 
 /// Whether anything is known.
@@ -65,7 +88,7 @@ impl Map {
         upstreams: Vec<Arc<Upstream>>,
         topology: Arc<Topology>,
         policy: Policy,
-        lost: Option<Instant>,
+        before: Option<&Self>,
     ) -> Self {
         let by_name = |view: &UpstreamView| upstreams.iter().find(|upstream| upstream.name == view.name);
         let served_by: Vec<_> = topology.upstreams().iter().map(|view| by_name(view).cloned()).collect();
@@ -75,7 +98,9 @@ impl Map {
             _ if unasked || topology.upstreams().is_empty() => Asked::NotAll,
             _ => Asked::All,
         };
-        let lost = topology.primary().is_none().then(|| lost.unwrap_or_else(Instant::now));
+        let known = before.and_then(|before| before.lost);
+        let lose = || known.unwrap_or_else(|| Loss::of(before.and_then(Self::primary)));
+        let lost = topology.primary().is_none().then(lose);
         Self { upstreams, topology, served_by, policy, asked, lost }
     }
 
@@ -98,8 +123,10 @@ impl Map {
 
     /// Only the primary is to take writes; a standby is not ill for refusing them.
     fn brief_guards(&self) {
+        let others = if self.primary().is_some() { Duty::Reads } else { Duty::Vacant };
         for upstream in &self.upstreams {
-            upstream.guard.set_primary(self.asked == Asked::Alone || self.is_primary(upstream));
+            let is_to_write = self.asked == Asked::Alone || self.is_primary(upstream);
+            upstream.guard.assign(if is_to_write { Duty::Writes } else { others });
         }
     }
 
@@ -209,7 +236,7 @@ impl Routes {
     pub fn replace(&self, upstreams: Vec<Arc<Upstream>>, policy: Policy) {
         let _alone = self.lock_changing();
         let old = self.map.load_full();
-        self.map.store(Arc::new(Map::new(upstreams, Arc::clone(&old.topology), policy, old.lost)));
+        self.map.store(Arc::new(Map::new(upstreams, Arc::clone(&old.topology), policy, Some(&old))));
         self.changed();
         let current = self.map.load();
         current.brief_guards();
@@ -222,7 +249,7 @@ impl Routes {
     pub fn publish(&self, topology: Arc<Topology>) {
         let _alone = self.lock_changing();
         let old = self.map.load_full();
-        let new = Arc::new(Map::new(old.upstreams.clone(), topology, old.policy.clone(), old.lost));
+        let new = Arc::new(Map::new(old.upstreams.clone(), topology, old.policy.clone(), Some(&old)));
         if !differs(&old.topology, &new.topology) {
             return self.map.store(new);
         }
@@ -345,11 +372,16 @@ impl Routes {
     /// Until when a write that comes now may wait for a primary, and with how many others.
     ///
     /// Where there is none the time counts from its loss. Counted from each write it would be waited out again and
-    /// again in an outage that lasts, by sessions that could be told at once.
+    /// again in an outage that lasts, by sessions that could be told at once. After a stall nobody waits.
     pub fn hold_policy(&self, now: Instant) -> (Instant, usize) {
         let map = self.map.load();
         let hold = &map.policy.hold;
-        (map.lost.unwrap_or(now) + hold.window, hold.max)
+        let until = match map.lost {
+            None => now + hold.window,
+            Some(Loss::Sudden(at)) => at + hold.window,
+            Some(Loss::Stalled) => now,
+        };
+        (until, hold.max)
     }
 
     /// The primary; where none is known, the first upstream that may be one.
@@ -426,6 +458,7 @@ fn differs(old: &Topology, new: &Topology) -> bool {
 mod tests {
     use std::time::Duration;
 
+    use tidegate_layers::breaker::Force;
     use tidegate_layers::shed::Ask;
     use tidegate_tests::wait_until;
     use tokio::runtime::Handle;
@@ -482,6 +515,58 @@ mod tests {
         assert_eq!(outlive((STANDBY, Health::Up), (None, Health::Unknown)), 0, "moved");
         assert_eq!(outlive((STANDBY, Health::Proving), (STANDBY, Health::Up)), 0, "admitted again");
         assert_eq!(outlive((STANDBY, Health::Up), (Some(Role::Primary), Health::Up)), 0, "promoted");
+    }
+
+    /// How long a write may wait for a primary that was lost just now, after this order to its write lane.
+    async fn held_after(order: Force) -> Duration {
+        let pool = pool();
+        let guard = &pool.upstream.guard;
+        let routes = Routes::new(vec![Arc::clone(&pool.upstream)], policy());
+        pool.upstream.watch(&Handle::current(), &Handle::current());
+        routes.publish(known(&pool, Some(Role::Primary), 1, Health::Up));
+        guard.breaker(Lane::Write).force(order);
+        let obeyed = || matches!(guard.phase(Lane::Write), Phase::ForcedOpen) == (order == Force::Open);
+        wait_until(SOON, "the order is obeyed", obeyed).await;
+
+        routes.publish(known(&pool, None, 2, Health::Down));
+
+        assert_eq!(guard.duty(), Duty::Writes, "it is the only one that is configured");
+        let now = Instant::now();
+        let (until, _) = routes.hold_policy(now);
+        routes.publish(known(&pool, None, 3, Health::Proving));
+        assert_eq!(routes.hold_policy(now).0, until, "one outage, one wait");
+        until - now
+    }
+
+    #[tokio::test]
+    async fn writes_wait_for_the_end_of_a_failover_and_not_of_a_stall() {
+        // Seen: a primary that could not be reached. For a second its writes were refused at once; then it was called lost,
+        // and they hung for up to 1.5 s each.
+        assert!(held_after(Force::Auto).await > Duration::from_secs(1));
+        assert_eq!(held_after(Force::Open).await, Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn writes_are_expected_of_the_primary_and_where_there_is_none_of_nobody() {
+        // One that is not asked because another took over is of no concern; one that is not asked because nobody did has
+        // not recovered.
+        let pools = [pool(), pool()];
+        let upstreams: Vec<_> = pools.iter().map(|pool| Arc::clone(&pool.upstream)).collect();
+        let routes = Routes::new(upstreams.clone(), policy());
+        let duties = || upstreams.iter().map(|upstream| upstream.guard.duty()).collect::<Vec<_>>();
+        let topology = |primary| {
+            let one = known(&pools[0], primary, 1, Health::Up);
+            let other =
+                UpstreamView { id: UpstreamId(1), name: Arc::from("another"), ..one.upstreams()[0].clone() };
+            let primary = primary.map(|_| UpstreamId(0));
+            Arc::new(Topology::new(Epoch(1), vec![one.upstreams()[0].clone(), other], primary, Writes::Open))
+        };
+
+        routes.publish(topology(Some(Role::Primary)));
+        assert_eq!(duties(), [Duty::Writes, Duty::Reads]);
+
+        routes.publish(topology(None));
+        assert_eq!(duties(), [Duty::Vacant, Duty::Vacant]);
     }
 
     #[tokio::test]

@@ -110,6 +110,7 @@ pub fn next_of(source: &LaneSource) -> &'static str {
             "Find out with your HA tool which of them is the primary, and stop the other; the journal names both."
         }
         Some(WhyNot::NoPrimary) => next(Cause::InRecovery),
+        Some(WhyNot::Late) => "Look at pg_stat_replication on the primary: do the standbys follow it?",
         _ => lane_next(source.state, source.diagnosis.as_ref().map(|diagnosis| diagnosis.cause)),
     }
 }

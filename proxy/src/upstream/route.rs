@@ -74,6 +74,8 @@ pub enum WhyNot {
     SplitBrain,
     /// A read for standbys only, and no standby can be used.
     NoStandby,
+    /// A read that a standby has to answer, and those that answer are further behind than it may see.
+    Late,
     /// A read that must see a write of its session, and no server that can be used is known to have it.
     NotCaughtUp,
 }
@@ -83,9 +85,11 @@ impl WhyNot {
     pub const fn is_worth_holding(self) -> bool {
         match self {
             Self::NoPrimary | Self::Unproven { failed: None } => true,
-            Self::Unproven { failed: Some(_) } | Self::SplitBrain | Self::NoStandby | Self::NotCaughtUp => {
-                false
-            }
+            Self::Unproven { failed: Some(_) }
+            | Self::SplitBrain
+            | Self::NoStandby
+            | Self::Late
+            | Self::NotCaughtUp => false,
         }
     }
 
@@ -94,7 +98,7 @@ impl WhyNot {
         match self {
             Self::Unproven { failed } => failed.unwrap_or(Cause::Unknown),
             Self::NoPrimary | Self::NoStandby => Cause::Unreachable,
-            Self::SplitBrain | Self::NotCaughtUp => Cause::Unknown,
+            Self::SplitBrain | Self::Late | Self::NotCaughtUp => Cause::Unknown,
         }
     }
 
@@ -105,6 +109,7 @@ impl WhyNot {
             Self::Unproven { .. } => "unproven",
             Self::SplitBrain => "split_brain",
             Self::NoStandby => "no_standby",
+            Self::Late => "late",
             Self::NotCaughtUp => "not_caught_up",
         }
     }
@@ -117,6 +122,7 @@ impl fmt::Display for WhyNot {
             Self::Unproven { .. } => "no write has been seen to commit on the new primary yet",
             Self::SplitBrain => "several servers take writes on the same timeline",
             Self::NoStandby => "no standby can be used",
+            Self::Late => "no standby is recent enough (read.max_lag)",
             Self::NotCaughtUp => "no server is known to have the session's last write",
         })
     }
@@ -173,13 +179,17 @@ fn read(
         }
         (AfterWrite::Any, _) | (_, None) => {}
     }
+    let late_or =
+        |why| if topology.upstreams().iter().any(UpstreamView::is_standby) { WhyNot::Late } else { why };
     match policy.from {
         ReadFrom::Primary => match answering {
             Some(view) => Ok(view.id),
-            None => standby(None).or(primary.map(|view| view.id)).ok_or(WhyNot::NoPrimary),
+            None => standby(None).or(primary.map(|view| view.id)).ok_or_else(|| late_or(WhyNot::NoPrimary)),
         },
-        ReadFrom::PreferStandby => standby(None).or(primary.map(|view| view.id)).ok_or(WhyNot::NoPrimary),
-        ReadFrom::Standby => standby(None).ok_or(WhyNot::NoStandby),
+        ReadFrom::PreferStandby => {
+            standby(None).or(primary.map(|view| view.id)).ok_or_else(|| late_or(WhyNot::NoPrimary))
+        }
+        ReadFrom::Standby => standby(None).ok_or_else(|| late_or(WhyNot::NoStandby)),
     }
 }
 
@@ -369,6 +379,23 @@ mod tests {
 
         bench.views[2].lag = Some(POLICY.max_lag);
         assert_eq!(bench.read(), Ok(2));
+    }
+
+    #[test]
+    fn a_read_that_finds_only_late_standbys_is_told_so() {
+        // Seen: "no standby can be used, cause=unreachable" of one that answered and was 19 s behind. Whoever reads that
+        // looks for a fault in the network.
+        for (from, mut bench) in [
+            (ReadFrom::Standby, Bench::new()),
+            (ReadFrom::PreferStandby, Bench::without_primary()),
+            (ReadFrom::Primary, Bench::without_primary()),
+        ] {
+            bench.policy.from = from;
+            bench.views.iter_mut().for_each(|view| view.lag = Some(POLICY.max_lag * 2));
+
+            assert_eq!(bench.read(), Err(WhyNot::Late), "{from:?}");
+        }
+        assert_eq!(WhyNot::Late.cause(), Cause::Unknown);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub enum ProbeOutcome {
     Inconclusive,
     /// There was no way to ask yet. Calls that failed are then no proof: nobody has seen the service work.
     Unasked,
+    /// Nobody expects the work of the service now, and it was not asked: no news, and no proof of a recovery either.
+    Unwanted,
 }
 
 /// Synthetic traffic: asks the service to do what the calls behind this breaker ask for.
@@ -118,6 +120,8 @@ pub enum Evidence {
     HoldOver(Duration),
     /// Enough good probes.
     ProbesGood,
+    /// Enough probes, and none could tell.
+    ProbesSilent,
     /// The service is not the one that was seen before.
     Renewed,
     /// The ramp went well.

@@ -84,7 +84,7 @@ impl Probes {
     pub(super) const fn answered(&mut self, outcome: ProbeOutcome) {
         self.verdict = match outcome {
             ProbeOutcome::Ok => Verdict::Good,
-            ProbeOutcome::Inconclusive => Verdict::Unknown,
+            ProbeOutcome::Inconclusive | ProbeOutcome::Unwanted => Verdict::Unknown,
             ProbeOutcome::Unasked => Verdict::Unasked,
             ProbeOutcome::Timeout | ProbeOutcome::Failed => {
                 self.failed += 1;

@@ -30,6 +30,8 @@ enum State {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Good {
     count: u32,
+    /// How many of them saw the service work.
+    seen: u32,
     /// When the first of them came back.
     first: Option<Instant>,
     fresh: bool,
@@ -239,9 +241,10 @@ impl<C: Clone> Machine<C> {
         now: Instant,
     ) -> Option<Change<C>> {
         match outcome {
+            ProbeOutcome::Ok => good.seen += 1,
             // Where probes cannot tell, an answer is all there is to go by; the ramp is careful.
-            ProbeOutcome::Ok | ProbeOutcome::Inconclusive | ProbeOutcome::Unasked => {}
-            ProbeOutcome::Timeout | ProbeOutcome::Failed => {
+            ProbeOutcome::Inconclusive | ProbeOutcome::Unasked => {}
+            ProbeOutcome::Timeout | ProbeOutcome::Failed | ProbeOutcome::Unwanted => {
                 self.state = State::HalfOpen { good: Good::default() };
                 return None;
             }
@@ -256,7 +259,8 @@ impl<C: Clone> Machine<C> {
         let spans = now.duration_since(first) + self.config.tick / 2 >= self.config.good_span;
         if good.count >= self.config.good_probes && spans && good.fresh {
             // ## HalfOpen => Ramp
-            return Some(self.start_ramp(Evidence::ProbesGood, now));
+            let evidence = if good.seen > 0 { Evidence::ProbesGood } else { Evidence::ProbesSilent };
+            return Some(self.start_ramp(evidence, now));
         }
         self.state = State::HalfOpen { good };
         None
