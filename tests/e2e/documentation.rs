@@ -158,7 +158,11 @@ fn refusals() -> Vec<Refusal> {
         Refusal::CommittedUnreplicated,
         Refusal::NoUpstream { lane: Lane::Read, cause: Arc::new(ConnectError::Timeout), retry_after: second },
         Refusal::LoginRefused(Arc::new(ConnectError::NoCredential("a proof"))),
-        Refusal::NoServer { lane: Lane::Write, why: WhyNot::NoPrimary, retry_after: second },
+        Refusal::NoServer {
+            lane: Lane::Write,
+            why: WhyNot::NoPrimary { cause: Cause::Unreachable },
+            retry_after: second,
+        },
         Refusal::Cancelled,
         Refusal::BackendLost { outcome: Outcome::Unknown },
         Refusal::BackendLost { outcome: Outcome::RolledBack },

@@ -290,6 +290,32 @@ fn what_is_not_asked_because_nobody_wants_its_work_has_not_recovered() {
 }
 
 #[test]
+fn a_suspicion_that_was_wrong_leaves_no_cause_behind() {
+    // Seen: for days after two seconds of a row lock a service that was well had the cause "lock" on all its pages.
+    let mut bench = Bench::new();
+    bench.see(Sight { scan: Scan { stuck: 0, ..stuck(1, 1).scan }, ..calm() });
+    bench.on(Event::Diagnosed("lock"));
+    bench.probe(ProbeOutcome::Ok);
+
+    assert_eq!(bench.see(calm()), Phase::Closed);
+    assert_eq!(bench.machine.cause(), None);
+}
+
+#[test]
+fn what_is_expected_of_a_service_from_now_on_is_asked_for_at_once() {
+    // A standby that is promoted was asked for writes seconds ago, in vain; whether it takes any is news.
+    let mut bench = Bench::new();
+    let due = |bench: &mut Bench| bench.machine.probe_due(None, bench.now, &mut bench.random).is_some();
+    assert!(due(&mut bench));
+    bench.now += TICK;
+    assert!(!due(&mut bench));
+
+    bench.on(Event::Expected);
+
+    assert!(due(&mut bench));
+}
+
+#[test]
 fn probes_that_could_not_tell_are_not_said_to_have_gone_well() {
     // Whoever reads it in the journal looks for what is wrong elsewhere.
     let evidence = |outcome| {

@@ -532,7 +532,7 @@ fn no_server_contract(why: WhyNot) -> (SqlState, String, &'static str) {
         WhyNot::Late => {
             "The statement was not sent; try again after retry_after_ms. Look at pg_stat_replication on the primary, or raise read.max_lag."
         }
-        WhyNot::NoPrimary
+        WhyNot::NoPrimary { .. }
         | WhyNot::Unproven { .. }
         | WhyNot::SplitBrain
         | WhyNot::NoStandby

@@ -389,7 +389,10 @@ impl Guard {
 
     /// Whether writes are expected of the server from now on.
     pub fn assign(&self, duty: Duty) {
-        self.duty.store(duty as u8, Ordering::Release);
+        let before = self.duty.swap(duty as u8, Ordering::AcqRel);
+        if duty == Duty::Writes && before != duty as u8 {
+            self.breaker(Lane::Write).expect();
+        }
     }
 
     /// See [`Guard::assign`].

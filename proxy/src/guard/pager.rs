@@ -32,6 +32,8 @@ struct Known {
 pub(super) struct Pager {
     read: Known,
     write: Known,
+    /// What the page about writes speaks of, as of now.
+    extent: Option<Extent>,
     /// Since when a page about reads waits.
     waits: Option<Instant>,
 }
@@ -41,13 +43,15 @@ impl Pager {
     pub(super) fn refused(&mut self, lane: Lane, extent: Extent, now: Instant) -> bool {
         match lane {
             Lane::Write => {
-                self.waits = None;
+                let stand_for_reads = extent == Extent::Server;
+                self.waits = self.waits.filter(|_| !stand_for_reads);
                 self.write = Known { refused: true, told: true };
+                self.extent = Some(extent);
                 true
             }
             Lane::Read => {
                 self.read.refused = true;
-                if self.write.told && !self.read.told {
+                if self.covers_reads() && !self.read.told {
                     return false;
                 }
                 if extent == Extent::Server && !self.read.told {
@@ -58,6 +62,11 @@ impl Pager {
                 true
             }
         }
+    }
+
+    /// Whether reads that stop are part of what was told about writes.
+    fn covers_reads(&self) -> bool {
+        self.write.told && self.extent == Some(Extent::Server)
     }
 
     /// Whether it was said that the lane is refused, since it was served last.
@@ -80,7 +89,7 @@ impl Pager {
 
     /// A lane is served again: the lanes whose incidents are over. One of an earlier process may be among them.
     pub(super) fn served(&mut self, lane: Lane) -> impl Iterator<Item = Lane> + use<> {
-        let stands_for_reads = self.read.refused && !self.read.told;
+        let stands_for_reads = self.covers_reads() && self.read.refused && !self.read.told;
         let (read, write) = match lane {
             Lane::Read => {
                 self.waits = None;
@@ -148,6 +157,28 @@ mod tests {
 
         assert_eq!(over(&mut pager, Lane::Write), [Lane::Write]);
         assert_eq!(over(&mut pager, Lane::Read), [Lane::Read]);
+    }
+
+    #[test]
+    fn reads_that_stop_in_an_incident_of_writes_alone_page_too() {
+        // Seen in review: writes hung for a standby, and half an hour later the server froze. Nobody was told that reads had
+        // stopped, too.
+        let (mut pager, now) = (Pager::default(), Instant::now());
+        assert!(pager.refused(Lane::Write, Extent::Lane, now));
+
+        assert!(!pager.refused(Lane::Read, Extent::Server, now));
+        assert!(pager.is_due(now + TOGETHER));
+
+        assert_eq!(over(&mut pager, Lane::Write), [Lane::Write]);
+        assert_eq!(over(&mut pager, Lane::Read), [Lane::Read]);
+
+        // Unless writes are found to stop for that reason, too, before reads have paged.
+        assert!(pager.refused(Lane::Write, Extent::Lane, now));
+        assert!(!pager.refused(Lane::Read, Extent::Server, now));
+        assert!(pager.refused(Lane::Write, Extent::Server, now));
+        assert!(!pager.is_due(now + TOGETHER));
+        assert!(over(&mut pager, Lane::Write).is_empty());
+        assert_eq!(over(&mut pager, Lane::Read), [Lane::Read, Lane::Write]);
     }
 
     #[test]

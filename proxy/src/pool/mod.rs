@@ -547,7 +547,7 @@ pub(crate) mod tests {
             status: TransactionStatus::Idle,
             retire_at_ms: u64::MAX,
             idle_since_ms: 0,
-            generation: 0,
+            generation: pool.generation.load(Ordering::Relaxed),
             slot: None,
         }));
         theirs

@@ -2,15 +2,16 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
-use tidegate_layers::breaker::Phase;
 use tokio::time::Instant;
 
 use super::Upstream;
 use super::hold::Hold;
 use super::opening::WritePace;
 use crate::config::{self, AfterWrite, Config, ReadFrom, Roles};
+use crate::exchange::Cause;
 use crate::exchange::facts::Reach;
 use crate::guard::Duty;
 use crate::outcome::Resolver;
@@ -58,17 +59,19 @@ enum Loss {
     /// It was there, and then it was not, as in a failover.
     Sudden(Instant),
     /// Writes were refused for a stall before: whoever has been told that does not begin to wait.
-    Stalled,
+    Stalled(Instant),
 }
 
 impl Loss {
     /// Of the primary that there was, if any.
     fn of(primary: Option<&Arc<Upstream>>) -> Self {
-        match primary.map(|primary| primary.guard.phase(Lane::Write)) {
-            Some(Phase::Open | Phase::HalfOpen | Phase::ForcedOpen) => Self::Stalled,
-            None | Some(Phase::Closed | Phase::Suspect | Phase::Ramp { .. } | Phase::ForcedClosed) => {
-                Self::Sudden(Instant::now())
-            }
+        let now = Instant::now();
+        if primary.is_some_and(is_refusing) { Self::Stalled(now) } else { Self::Sudden(now) }
+    }
+
+    const fn at(self) -> Instant {
+        match self {
+            Self::Sudden(at) | Self::Stalled(at) => at,
         }
     }
 }
@@ -159,6 +162,11 @@ impl Map {
         standby.or(primary).unwrap_or(chosen)
     }
 
+    /// The primary, if its breaker refuses writes.
+    fn refusing(&self) -> Option<&Arc<Upstream>> {
+        self.primary().filter(|primary| is_refusing(primary))
+    }
+
     /// A write whose position is not known is before what the primary said when it was asked later.
     fn located(&self, write: LastWrite) -> LastWrite {
         let said = self.topology.primary().and_then(|view| view.observed).filter(|(_, at)| *at > write.at);
@@ -167,7 +175,7 @@ impl Map {
 
     fn route(&self, reach: Reach, session: &SessionView) -> Result<&Arc<Upstream>, WhyNot> {
         if self.asked == Asked::Alone {
-            return self.upstreams.first().ok_or(WhyNot::NoPrimary);
+            return self.upstreams.first().ok_or(NOT_YET);
         }
         let (lane, policy) = match reach {
             Reach::Primary => (Lane::Write, self.policy.read),
@@ -185,10 +193,12 @@ impl Map {
         match route(&self.topology, lane, &policy, &session, outstanding) {
             Ok(id) => {
                 let view = self.topology.get(id);
-                let chosen = view.and_then(|view| self.of(view)).ok_or(WhyNot::NoPrimary)?;
+                let chosen = view.and_then(|view| self.of(view)).ok_or(NOT_YET)?;
                 let stalls = lane == Lane::Read && !admits(chosen);
                 Ok(if stalls { self.around(chosen, &policy, &session) } else { chosen })
             }
+            // Its breaker knows more.
+            Err(why @ WhyNot::Unproven { failed: Some(_) }) => self.refusing().ok_or(why),
             // Somebody has to be the first to log in.
             Err(why) if self.asked == Asked::NotAll && lane == Lane::Read => self.first().ok_or(why),
             Err(why) => Err(why),
@@ -266,14 +276,15 @@ impl Routes {
         for (upstream, view) in known() {
             if anew && new.is_primary(upstream) {
                 // What its lane met before was under another primary, or in this one's former life.
-                upstream.guard.breaker(Lane::Write).renew();
+                upstream.begin_ramp();
             }
             let before = old.view(upstream);
-            if before.is_some_and(|before| view.epoch > before.epoch && !before.health.is_usable())
-                && view.health.is_usable()
-            {
+            let was_gone = |before: &UpstreamView| {
+                view.epoch > before.epoch && matches!(before.health, Health::Down | Health::Proving)
+            };
+            if before.is_some_and(was_gone) && view.health.is_usable() {
                 // It has proven itself more than a breaker asks for.
-                upstream.guard.breaker(Lane::Read).renew();
+                let _ = upstream.guard.breaker(Lane::Read).renew();
             }
             upstream.send_away(before, view);
         }
@@ -379,9 +390,15 @@ impl Routes {
         let until = match map.lost {
             None => now + hold.window,
             Some(Loss::Sudden(at)) => at + hold.window,
-            Some(Loss::Stalled) => now,
+            Some(Loss::Stalled(_)) => now,
         };
         (until, hold.max)
+    }
+
+    /// Since when there has been no primary, while there is none.
+    pub fn lost_since(&self) -> Option<SystemTime> {
+        let lost = self.map.load().lost?;
+        SystemTime::now().checked_sub(lost.at().elapsed())
     }
 
     /// The primary; where none is known, the first upstream that may be one.
@@ -439,6 +456,14 @@ impl Routes {
     }
 }
 
+/// A server that is being added or removed at this moment.
+const NOT_YET: WhyNot = WhyNot::NoPrimary { cause: Cause::Unknown };
+
+/// Whether its breaker refuses writes.
+fn is_refusing(upstream: &Arc<Upstream>) -> bool {
+    !upstream.guard.phase(Lane::Write).admits()
+}
+
 /// Whether its breaker lets reads through.
 #[inline]
 fn admits(upstream: &Arc<Upstream>) -> bool {
@@ -458,13 +483,14 @@ fn differs(old: &Topology, new: &Topology) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use tidegate_layers::breaker::Force;
+    use tidegate_layers::breaker::{Force, Phase};
     use tidegate_layers::shed::Ask;
     use tidegate_tests::wait_until;
     use tokio::runtime::Handle;
+    use tokio::time::sleep;
 
-    use super::super::Pool;
     use super::super::tests::{config, pool, pool_within, put};
+    use super::super::{Lease, Pool};
     use super::*;
     use crate::config::{Password, Sources};
     use crate::upstream::{Epoch, UpstreamId};
@@ -544,6 +570,51 @@ mod tests {
         // and they hung for up to 1.5 s each.
         assert!(held_after(Force::Auto).await > Duration::from_secs(1));
         assert_eq!(held_after(Force::Open).await, Duration::ZERO);
+    }
+
+    #[tokio::test]
+    async fn the_first_election_is_no_recovery_of_reads() {
+        // Seen: at every other start the last server to answer had its reads let in by the ramp, two of twenty at first.
+        let pool = pool();
+        let routes = Routes::new(vec![Arc::clone(&pool.upstream)], policy());
+        pool.upstream.watch(&Handle::current(), &Handle::current());
+        let guard = &pool.upstream.guard;
+
+        routes.publish(known(&pool, None, 0, Health::Unknown));
+        routes.publish(known(&pool, Some(Role::Primary), 1, Health::Up));
+        sleep(Duration::from_millis(300)).await;
+        // Nobody is there; it may suspect that by now.
+        assert!(matches!(guard.phase(Lane::Read), Phase::Closed | Phase::Suspect));
+
+        // One that was gone is careful.
+        routes.publish(known(&pool, None, 2, Health::Down));
+        routes.publish(known(&pool, Some(Role::Primary), 3, Health::Up));
+        let ramps = || matches!(guard.phase(Lane::Read), Phase::Ramp { .. });
+        wait_until(SOON, "reads are let in by the ramp", ramps).await;
+    }
+
+    #[tokio::test]
+    async fn those_who_waited_for_a_primary_meet_its_ramp() {
+        // Seen in review: they were let go at once, and the breaker heard of the new primary a moment later. Up to 64 writes
+        // met caches that were cold.
+        let pool = pool_within(|limits| limits.size = 20);
+        let routes = Routes::new(vec![Arc::clone(&pool.upstream)], policy());
+        let admits = || {
+            let _servers: Vec<_> = (1..=20).map(|process_id| put(&pool, process_id)).collect();
+            let one = |_| pool.acquire_at_once(Lane::Write, &Ask::default(), Instant::now(), 0).ok();
+            let leases: Vec<_> = (0..20).map_while(one).collect();
+            let admitted = leases.len();
+            leases.into_iter().for_each(Lease::give_back);
+            admitted
+        };
+        routes.publish(known(&pool, Some(Role::Primary), 1, Health::Up));
+        assert_eq!(admits(), 14, "seven tenths");
+        routes.publish(Arc::new(Topology::new(Epoch(2), vec![], None, Writes::NoPrimary)));
+
+        // Nobody watches the breaker in this test: it never hears of it.
+        routes.publish(known(&pool, Some(Role::Primary), 3, Health::Up));
+
+        assert_eq!(admits(), 2);
     }
 
     #[tokio::test]

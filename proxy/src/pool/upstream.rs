@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use tidegate_layers::breaker::BreakerConfig;
+use tidegate_layers::breaker::{BreakerConfig, Phase};
 use tidegate_layers::shed::{CodelConfig, LimitConfig};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
@@ -324,6 +324,18 @@ impl Upstream {
             );
         }
         asked.min(slots)
+    }
+
+    /// A new primary: of its writes few are let in from now on. Its breaker hears of it, and lets in more, a moment later;
+    /// those who waited for it come before that.
+    pub(super) fn begin_ramp(&self) {
+        let breaker = self.guard.breaker(Lane::Write);
+        let is_ordered = matches!(breaker.phase(), Phase::ForcedOpen | Phase::ForcedClosed);
+        if breaker.renew() && !is_ordered {
+            for pool in self.pools() {
+                pool.obey(Lane::Write, Phase::Ramp { step: 0 });
+            }
+        }
     }
 
     /// Before what is known now is in force: connections of an older epoch are not used any more.

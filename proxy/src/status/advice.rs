@@ -109,7 +109,10 @@ pub fn next_of(source: &LaneSource) -> &'static str {
         Some(WhyNot::SplitBrain) => {
             "Find out with your HA tool which of them is the primary, and stop the other; the journal names both."
         }
-        Some(WhyNot::NoPrimary) => next(Cause::InRecovery),
+        Some(WhyNot::NoPrimary { cause: Cause::Unreachable | Cause::InRecovery | Cause::Unknown }) => {
+            next(Cause::InRecovery)
+        }
+        Some(WhyNot::NoPrimary { cause }) => next(cause),
         Some(WhyNot::Late) => "Look at pg_stat_replication on the primary: do the standbys follow it?",
         _ => lane_next(source.state, source.diagnosis.as_ref().map(|diagnosis| diagnosis.cause)),
     }

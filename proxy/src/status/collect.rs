@@ -54,7 +54,7 @@ pub fn lane_source(shared: &Shared, lane: Lane) -> LaneSource {
         order: shared.board.orders.of(lane),
         diagnosis,
         nowhere,
-        since: Some(standing.since),
+        since: nowhere.and_then(|_| shared.routes.lost_since()).or(Some(standing.since)),
         in_flight: Some(lanes().map(|lane| lane.in_flight as u64).sum()),
         queued: Some(lanes().map(|lane| lane.waiting as u64).sum()),
         oldest_in_flight: upstreams.iter().filter_map(|upstream| upstream.guard.oldest(lane)).max(),

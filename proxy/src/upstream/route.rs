@@ -64,7 +64,10 @@ pub struct SessionView {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum WhyNot {
     /// A write, or a read that nothing else may answer, and no primary is known.
-    NoPrimary,
+    NoPrimary {
+        /// What is wrong with the server that should be it.
+        cause: Cause,
+    },
     /// A write, and none has been seen to commit on the primary yet.
     Unproven {
         /// What the last attempt met.
@@ -84,7 +87,7 @@ impl WhyNot {
     /// Whether waiting for the end of a failover may help. A stall is never waited for, nor is what people must mend.
     pub const fn is_worth_holding(self) -> bool {
         match self {
-            Self::NoPrimary | Self::Unproven { failed: None } => true,
+            Self::NoPrimary { .. } | Self::Unproven { failed: None } => true,
             Self::Unproven { failed: Some(_) }
             | Self::SplitBrain
             | Self::NoStandby
@@ -97,7 +100,8 @@ impl WhyNot {
     pub fn cause(self) -> Cause {
         match self {
             Self::Unproven { failed } => failed.unwrap_or(Cause::Unknown),
-            Self::NoPrimary | Self::NoStandby => Cause::Unreachable,
+            Self::NoPrimary { cause } => cause,
+            Self::NoStandby => Cause::Unreachable,
             Self::SplitBrain | Self::Late | Self::NotCaughtUp => Cause::Unknown,
         }
     }
@@ -105,7 +109,7 @@ impl WhyNot {
     /// The word that stands in labels and files.
     pub const fn word(self) -> &'static str {
         match self {
-            Self::NoPrimary => "no_primary",
+            Self::NoPrimary { .. } => "no_primary",
             Self::Unproven { .. } => "unproven",
             Self::SplitBrain => "split_brain",
             Self::NoStandby => "no_standby",
@@ -118,7 +122,7 @@ impl WhyNot {
 impl fmt::Display for WhyNot {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::NoPrimary => "no primary is known",
+            Self::NoPrimary { .. } => "no primary is known",
             Self::Unproven { .. } => "no write has been seen to commit on the new primary yet",
             Self::SplitBrain => "several servers take writes on the same timeline",
             Self::NoStandby => "no standby can be used",
@@ -147,13 +151,30 @@ pub fn route(
 }
 
 fn write(topology: &Topology) -> Result<UpstreamId, WhyNot> {
-    let primary = topology.primary().ok_or(WhyNot::NoPrimary);
     match topology.writes() {
-        Writes::Open => primary.map(|view| view.id),
-        Writes::NoPrimary => Err(WhyNot::NoPrimary),
+        Writes::Open => topology.primary().map(|view| view.id).ok_or_else(|| no_primary(topology)),
+        Writes::NoPrimary => Err(no_primary(topology)),
         Writes::Unproven { failed } => Err(WhyNot::Unproven { failed }),
         Writes::SplitBrain => Err(WhyNot::SplitBrain),
     }
+}
+
+/// What is wrong with the server that was the primary, or else with one that does not answer. Where all answer, none was
+/// promoted.
+#[cold]
+fn no_primary(topology: &Topology) -> WhyNot {
+    let all = || topology.upstreams().iter().filter(|view| view.fenced.is_none());
+    let silent = || all().filter(|view| !view.health.is_usable());
+    let wrote = |view: &&UpstreamView| view.observed.is_some_and(|(seen, _)| !seen.in_recovery);
+    let failing =
+        silent().find(wrote).or_else(|| silent().find(|view| view.cause.is_some())).or(silent().next());
+    let cause = match failing {
+        Some(view) if view.health == Health::Unknown => Cause::Unknown,
+        Some(view) => view.cause.unwrap_or(Cause::Unreachable),
+        None if all().any(|view| wrote(&view)) => Cause::Unknown,
+        None => Cause::InRecovery,
+    };
+    WhyNot::NoPrimary { cause }
 }
 
 fn read(
@@ -179,18 +200,23 @@ fn read(
         }
         (AfterWrite::Any, _) | (_, None) => {}
     }
-    let late_or =
-        |why| if topology.upstreams().iter().any(UpstreamView::is_standby) { WhyNot::Late } else { why };
+    let primary = primary.or_else(|| any_of_several(topology));
+    let late = || topology.upstreams().iter().any(UpstreamView::is_standby).then_some(WhyNot::Late);
+    let nowhere = || late().unwrap_or_else(|| no_primary(topology));
     match policy.from {
         ReadFrom::Primary => match answering {
             Some(view) => Ok(view.id),
-            None => standby(None).or(primary.map(|view| view.id)).ok_or_else(|| late_or(WhyNot::NoPrimary)),
+            None => standby(None).or(primary.map(|view| view.id)).ok_or_else(nowhere),
         },
-        ReadFrom::PreferStandby => {
-            standby(None).or(primary.map(|view| view.id)).ok_or_else(|| late_or(WhyNot::NoPrimary))
-        }
-        ReadFrom::Standby => standby(None).ok_or_else(|| late_or(WhyNot::NoStandby)),
+        ReadFrom::PreferStandby => standby(None).or(primary.map(|view| view.id)).ok_or_else(nowhere),
+        ReadFrom::Standby => standby(None).ok_or_else(|| late().unwrap_or(WhyNot::NoStandby)),
     }
+}
+
+/// Where several take writes and none is the primary, all have what was written before they parted.
+fn any_of_several(topology: &Topology) -> Option<&UpstreamView> {
+    let usable = |view: &&UpstreamView| view.fenced.is_none() && view.health.is_usable();
+    (topology.writes() == Writes::SplitBrain).then(|| topology.upstreams().iter().find(usable)).flatten()
 }
 
 /// The standby with the fewest statements outstanding, of those that answer best.
@@ -255,6 +281,8 @@ mod tests {
         }
     }
 
+    const UNREACHABLE: WhyNot = WhyNot::NoPrimary { cause: Cause::Unreachable };
+
     struct Bench {
         now: Instant,
         views: Vec<UpstreamView>,
@@ -312,7 +340,52 @@ mod tests {
         bench.writes = Writes::Unproven { failed: None };
         assert_eq!(bench.route(Lane::Write, 0), Err(WhyNot::Unproven { failed: None }));
 
-        assert_eq!(Bench::without_primary().route(Lane::Write, 0), Err(WhyNot::NoPrimary));
+        assert_eq!(Bench::without_primary().route(Lane::Write, 0), Err(UNREACHABLE));
+    }
+
+    #[test]
+    fn a_missing_primary_has_the_cause_that_its_server_has() {
+        // Seen: after the password of the control user was changed all that anybody was told was "unreachable", and to look
+        // at the HA tool.
+        let mut bench = Bench::without_primary();
+        let cause = |bench: &Bench| bench.route(Lane::Write, 0).map_err(WhyNot::cause);
+        for found in [Cause::Auth, Cause::Overload, Cause::Frozen] {
+            bench.views[0].cause = Some(found);
+            assert_eq!(cause(&bench), Err(found));
+        }
+
+        // That of a standby that is down, too, is not that of the primary.
+        bench.views[1].health = Health::Down;
+        bench.views[1].cause = Some(Cause::Auth);
+        bench.views.rotate_left(1);
+        assert_eq!(cause(&bench), Err(Cause::Frozen));
+
+        // All are there, and none was promoted.
+        let mut demoted = Bench::without_primary();
+        demoted.views.remove(0);
+        assert_eq!(cause(&demoted), Err(Cause::InRecovery));
+
+        // Nobody was asked yet.
+        let mut unasked = Bench::without_primary();
+        unasked.views.iter_mut().for_each(|view| (view.health, view.observed) = (Health::Unknown, None));
+        assert_eq!(cause(&unasked), Err(Cause::Unknown));
+    }
+
+    #[test]
+    fn reads_go_on_in_a_split_brain_that_was_there_first() {
+        // Seen: after a restart in a split brain no server had a role, and reads were refused though both answered.
+        let mut bench = Bench::without_primary();
+        bench.writes = Writes::SplitBrain;
+        bench.views.truncate(2);
+        bench.views.iter_mut().for_each(|view| (view.role, view.health) = (None, Health::Up));
+        for from in [ReadFrom::Primary, ReadFrom::PreferStandby] {
+            bench.policy.from = from;
+            assert_eq!(bench.read(), Ok(0));
+        }
+        assert_eq!(bench.route(Lane::Write, 0), Err(WhyNot::SplitBrain));
+
+        bench.views[0].health = Health::Down;
+        assert_eq!(bench.read(), Ok(1));
     }
 
     #[test]
@@ -340,8 +413,8 @@ mod tests {
             (false, true, Primary, Ok(1)),
             (false, true, PreferStandby, Ok(1)),
             (false, true, Standby, Ok(1)),
-            (false, false, Primary, Err(WhyNot::NoPrimary)),
-            (false, false, PreferStandby, Err(WhyNot::NoPrimary)),
+            (false, false, Primary, Err(UNREACHABLE)),
+            (false, false, PreferStandby, Err(UNREACHABLE)),
             (false, false, Standby, Err(WhyNot::NoStandby)),
         ] {
             let mut bench = if primary { Bench::new() } else { Bench::without_primary() };
@@ -490,7 +563,7 @@ mod tests {
     #[test]
     fn only_the_end_of_a_failover_is_worth_waiting_for() {
         // A stall that is held clogs what is in front of us; a split brain ends when people act.
-        assert!(WhyNot::NoPrimary.is_worth_holding());
+        assert!(UNREACHABLE.is_worth_holding());
         assert!(WhyNot::Unproven { failed: None }.is_worth_holding());
         assert!(!WhyNot::Unproven { failed: Some(Cause::SyncStandby) }.is_worth_holding());
         assert!(!WhyNot::SplitBrain.is_worth_holding());

@@ -83,6 +83,7 @@ impl<C: Clone, E: Events<C>, R: Rng> Decider<C, E, R> {
             Woken::Diagnosed(Some(cause)) => Event::Diagnosed(cause),
             Woken::Report(Report::Proof(cause)) => Event::Reported(cause),
             Woken::Report(Report::Renewed) => Event::Renewed,
+            Woken::Report(Report::Expected) => Event::Expected,
             Woken::Diagnosed(None) | Woken::Report(Report::Ordered) => return self.diagnosis(now),
         };
         self.feed(event, now);

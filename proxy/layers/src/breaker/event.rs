@@ -177,4 +177,6 @@ pub enum Event<C> {
     Forced(Force),
     /// The service is not the one that was seen before, and was seen to work.
     Renewed,
+    /// From now on the service is to do this work.
+    Expected,
 }

@@ -26,6 +26,8 @@ pub(super) enum Report<C> {
     Ordered,
     /// What was seen is void.
     Renewed,
+    /// Work is asked for from now on.
+    Expected,
 }
 
 /// Admits calls and takes in how they end. Clones share everything.
@@ -113,9 +115,15 @@ impl<C: Clone> Handle<C> {
     }
 
     /// What was seen so far says nothing about the service of now, which was seen to work: calls are let through, by
-    /// the ramp. Orders stay in force.
-    pub fn renew(&self) {
-        drop(self.shared.reports.try_send(Report::Renewed));
+    /// the ramp. Orders stay in force. Whether it will be heard: not when sixteen reports wait already.
+    pub fn renew(&self) -> bool {
+        self.shared.reports.try_send(Report::Renewed).is_ok()
+    }
+
+    /// From now on the service is to do this work: a probe is due at once.
+    pub fn expect(&self) {
+        // Full: there will be a probe soon enough.
+        drop(self.shared.reports.try_send(Report::Expected));
     }
 
     /// Orders the breaker open or closed, or leaves it to itself again. The last order holds.

@@ -141,6 +141,10 @@ impl<C: Clone> Machine<C> {
             Event::Reported(cause) => self.reported(cause, now, random),
             Event::Forced(force) => self.forced(force, now),
             Event::Renewed => self.renewed(now),
+            Event::Expected => {
+                self.probes.hurry(now);
+                None
+            }
         }
     }
 
@@ -173,8 +177,10 @@ impl<C: Clone> Machine<C> {
         }
         // ## Suspect => Closed
         let answered = !matches!(self.probes.verdict(), Verdict::Pending | Verdict::Bad);
-        (answered && self.suspicion(sight).is_none())
-            .then(|| self.change(State::Closed, Evidence::Cleared, now))
+        (answered && self.suspicion(sight).is_none()).then(|| {
+            self.cause = None;
+            self.change(State::Closed, Evidence::Cleared, now)
+        })
     }
 
     fn ramp(
