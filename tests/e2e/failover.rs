@@ -406,6 +406,32 @@ async fn writes_stay_closed_on_a_promoted_standby_that_has_no_room_for_a_trial()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_promoted_standby_whose_first_commit_hangs_says_why() {
+    // Its settings name a synchronous standby that died with the primary. Seen in review: applications were told
+    // "cause=unknown" for as long as that lasted, though the breaker had found out.
+    let cluster = cluster(1);
+    let promoted = &cluster.standbys()[0];
+    let proxy = before(&cluster, PREFER_STANDBY).await;
+    let mut app = session(&proxy).await;
+    wait_write(&mut app).await;
+
+    block_in_place(|| {
+        promoted.set("synchronous_standby_names", "gone").unwrap();
+        cluster.primary().kill().unwrap();
+        promoted.promote().unwrap();
+    });
+
+    let problem = wait_for(SOON, "writes are refused for the standby that is missing", async || {
+        let refused = app.query("CREATE TABLE IF NOT EXISTS trial ()").await.error();
+        refused.filter(|problem| problem.detail_of("cause") == Some("sync_standby"))
+    })
+    .await;
+    assert_eq!((problem.code(), problem.detail_of("outcome")), ("53000", Some("not_sent")));
+    block_in_place(|| promoted.set("synchronous_standby_names", "")).unwrap();
+    wait_write(&mut app).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_what_may_run_on_a_standby_does() {
     // Each row is a way to reach a standby with something that belongs to the primary, or the other way round.
     let cluster = cluster(1);
