@@ -297,7 +297,7 @@ impl State {
     /// Whether another server has the role of this one and can be used.
     fn peers(&self, id: UpstreamId) -> Peers {
         if self.is_primary(id) {
-            return Peers::Last;
+            return Peers::None;
         }
         let claims = self.member(id).is_some_and(Member::claims_writes);
         let others = self.members.iter().any(|other| other.id != id && other.is_usable_standby());

@@ -56,8 +56,10 @@ impl State {
         }
     }
 
-    fn is_anybody_unasked(&self) -> bool {
-        self.members.iter().any(|member| member.standing == Standing::Unasked)
+    /// Whether somebody was not asked yet, or not often enough to do without its word.
+    fn is_anybody_to_be_heard(&self) -> bool {
+        let may_answer = |standing| matches!(standing, Standing::Unasked | Standing::Unsure { .. });
+        self.members.iter().any(|member| member.is_unheard() && may_answer(member.standing))
     }
 
     /// Finds out which cluster it is: once, and again only when every server says that it is another one.
@@ -66,7 +68,7 @@ impl State {
         // The dead have a vote, too: else one of a tie would win when the other blinks.
         let ever = self.members.iter().filter_map(|member| member.seen).map(|(seen, _)| Lineage::of(&seen));
         let (lineage, why) = match self.established {
-            None if self.is_anybody_unasked() || ever.clone().next().is_none() => return,
+            None if self.is_anybody_to_be_heard() || ever.clone().next().is_none() => return,
             None => (fencing::majority(ever), Why::Majority),
             Some(old) => {
                 let all = said.clone().count() == self.members.len();
@@ -147,8 +149,9 @@ impl State {
             return Some(Why::Fenced);
         }
         match member.said() {
-            // One that the list made the primary was perhaps never asked, and has said nothing against it.
-            None if member.standing == Standing::Unasked => {}
+            // One that the list made the primary was perhaps never heard: only another that takes writes speaks against it.
+            None if member.is_unheard() && self.claimants().next().is_none() => {}
+            None if member.is_unheard() => return Some(Why::Silent),
             None => return Some(Why::Dead),
             Some(said) if said.in_recovery => return Some(Why::InRecovery),
             // Another server behind the same address.
@@ -191,7 +194,11 @@ impl State {
     fn elect(&mut self, now: Instant, out: &mut Vec<Decision>) {
         let settled = self.changed_at.is_none_or(|at| now.duration_since(at) >= self.rules.settle);
         // A view with holes in it is no ground to choose on: what was not asked yet may be newer.
-        if self.primary.is_some() || self.claims == Claims::Several || !settled || self.is_anybody_unasked() {
+        if self.primary.is_some()
+            || self.claims == Claims::Several
+            || !settled
+            || self.is_anybody_to_be_heard()
+        {
             return;
         }
         let Some(candidate) = self.claimants().next() else { return };

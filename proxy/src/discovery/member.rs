@@ -43,6 +43,8 @@ pub(super) enum Peers {
     Others,
     /// It is the last one.
     Last,
+    /// It is the primary that serves, also if it was never asked.
+    None,
 }
 
 impl Standing {
@@ -71,12 +73,16 @@ impl Standing {
         match (self, meaning) {
             // ## Up => Unsure
             (Self::Up, Meaning::Missing | Meaning::Silent) => Self::Unsure { silences: 1 },
+            // ## Unasked => Unsure: the list made it the primary, and it has served since.
+            (Self::Unasked, Meaning::Missing | Meaning::Silent) if peers == Peers::None => {
+                Self::Unsure { silences: 1 }
+            }
             // ## Unsure => Unsure
             (Self::Unsure { silences }, Meaning::Missing | Meaning::Silent) if silences + 1 < SILENCES => {
                 Self::Unsure { silences: silences + 1 }
             }
             // ## (Unsure | Silent) => Silent: the last of a role is not given up for being slow.
-            (Self::Unsure { .. } | Self::Silent, Meaning::Silent) if peers == Peers::Last => Self::Silent,
+            (Self::Unsure { .. } | Self::Silent, Meaning::Silent) if peers != Peers::Others => Self::Silent,
             // ## _ => Down
             _ => Self::Down,
         }
@@ -153,6 +159,11 @@ impl Member {
     /// Whether an answer to a question of that time is about the server that is meant now.
     pub(super) fn is_current(&self, asked: Instant) -> bool {
         self.moved_at.is_none_or(|moved| asked >= moved)
+    }
+
+    /// Whether it has not said anything yet, and is not known to be gone.
+    pub(super) fn is_unheard(&self) -> bool {
+        self.seen.is_none() && self.standing != Standing::Down
     }
 
     /// What it said last, while that is still worth something.

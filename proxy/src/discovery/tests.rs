@@ -849,6 +849,76 @@ fn a_primary_of_a_list_is_lost_as_soon_as_something_speaks_against_it() {
 }
 
 #[test]
+fn a_primary_that_gets_its_first_standby_while_it_is_frozen_full_or_lets_us_not_in_is_not_lost() {
+    // Seen: it had never been asked, so the first question without an answer made it dead: of a server that served all
+    // along every connection was closed under its transactions, and where the login was denied it never came back.
+    for error in [ObserveError::Silent, ObserveError::Overloaded, ObserveError::Denied] {
+        let mut bench = grown();
+        let epoch = bench.view(0).epoch;
+        bench.sees(1, standby(4));
+        for _ in 0..20 {
+            bench.after(MS * 700).fails(0, error);
+            assert_eq!((bench.primary(), bench.writes()), (Some(0), Writes::Open), "{error}");
+        }
+        assert_eq!((bench.view(0).epoch, bench.view(0).health), (epoch, Health::Silent), "{error}");
+        assert!(bench.words().iter().all(|(what, _)| *what != "primary_lost"), "{error}");
+
+        bench.sees(0, primary(4));
+        assert_eq!((bench.primary(), bench.writes(), bench.readers()), (Some(0), Writes::Open, vec![1]));
+        assert_eq!(bench.view(0).epoch, epoch, "{error}");
+    }
+}
+
+#[test]
+fn a_primary_that_was_never_heard_and_whose_machine_is_gone_is_lost() {
+    // What spares one that is slow must not keep writes at one that is not there.
+    let mut bench = grown();
+    bench.sees(1, standby(4));
+    for _ in 0..2 {
+        bench.after(MS * 500).fails(0, ObserveError::Missing);
+        assert_eq!(bench.primary(), Some(0));
+    }
+    bench.after(MS * 500).fails(0, ObserveError::Missing);
+
+    assert_eq!(bench.primary(), None);
+    assert!(bench.words().contains(&("primary_lost", "dead")));
+}
+
+#[test]
+fn a_frozen_primary_that_was_never_heard_makes_way_for_a_promoted_standby() {
+    // It cannot be fenced, as nobody knows its timeline: writes would hang at it although there is a new primary.
+    let mut bench = grown();
+    bench.sees(1, standby(1));
+    for _ in 0..3 {
+        assert_eq!(bench.primary(), Some(0));
+        bench.after(MS * 700).fails(0, ObserveError::Silent);
+    }
+    assert_eq!((bench.primary(), bench.readers()), (Some(0), vec![1]));
+
+    bench.sees(1, primary(2));
+    bench.commits(1);
+
+    assert_eq!((bench.primary(), bench.writes()), (Some(1), Writes::Open));
+    assert!(bench.words().contains(&("primary_lost", "silent")));
+    bench.sees(0, primary(1));
+    assert!(bench.view(0).fenced.is_some());
+}
+
+#[test]
+fn one_question_without_an_answer_makes_no_stranger_of_the_primary_of_a_list() {
+    // A wrong server that is added would say alone which cluster it is, and the right one would be fenced.
+    let mut bench = grown();
+    bench.sees(1, Observation { system: SystemIdentifier(8), ..standby(1) });
+    bench.fails(0, ObserveError::Silent);
+    assert_eq!(bench.state.memory(), None);
+
+    bench.sees(0, primary(1));
+
+    assert_eq!((bench.primary(), bench.view(0).fenced), (Some(0), None));
+    assert_eq!(bench.words().last(), Some(&("undecided", "majority")));
+}
+
+#[test]
 fn a_reload_that_would_remove_the_primary_changes_nothing_unless_forced() {
     // The torn map: no active node in it, and everything moved at once.
     let mut bench = Bench::running(3);
