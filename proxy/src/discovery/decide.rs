@@ -178,6 +178,8 @@ impl State {
     pub fn step(&mut self, event: Event, now: Instant) -> Vec<Decision> {
         let mut out = Vec::new();
         match event {
+            // That answer was on its way when the others were taken off the list.
+            Event::Observed { .. } if self.is_one_alone() => {}
             Event::Observed { upstream, connection, asked, result } => match result {
                 Ok(seen) => self.answered(upstream, connection, asked, seen, now, &mut out),
                 Err(error) => self.failed(upstream, asked, error, now, &mut out),
@@ -205,6 +207,11 @@ impl State {
 
     pub(super) fn is_primary(&self, id: UpstreamId) -> bool {
         self.primary.is_some_and(|elected| elected.id == id)
+    }
+
+    /// Whether there is one server, which takes everything and is asked nothing.
+    pub(super) fn is_one_alone(&self) -> bool {
+        self.rules.roles == Roles::Static && self.members.len() == 1
     }
 
     fn join(&mut self, address: &UpstreamAddress) -> Member {
@@ -370,8 +377,22 @@ impl State {
         if added.is_empty() && removed.is_empty() {
             return;
         }
+        if self.is_one_alone() {
+            self.forget_answers();
+        }
         self.members_settled_at = Some(now + self.rules.settle);
         out.push(self.decision(None, What::MembersChanged { added, removed }, Why::Reloaded, now));
+    }
+
+    /// What was said last grows old where nobody is asked, and would count again once somebody is.
+    fn forget_answers(&mut self) {
+        for member in &mut self.members {
+            let unasked = Member::new(member.id, member.address.clone(), member.epoch);
+            // Whoever was told of a fence is told that it is over when roles are listed.
+            *member = Member { fenced: member.fenced, ..unasked };
+        }
+        self.primary = self.primary.map(|elected| Elected { timeline: None, ..elected });
+        self.positions.clear();
     }
 
     fn note_position(&mut self, id: UpstreamId, seen: Observation, now: Instant) {

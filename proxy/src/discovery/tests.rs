@@ -918,6 +918,55 @@ fn one_question_without_an_answer_makes_no_stranger_of_the_primary_of_a_list() {
     assert_eq!(bench.words().last(), Some(&("undecided", "majority")));
 }
 
+/// Two servers of which one may be dead, and one is taken off the list.
+fn shrunk_to(index: u32, dead: Option<u32>) -> Bench {
+    let mut bench = Bench::running(2);
+    if let Some(dead) = dead {
+        bench.dies(dead);
+    }
+    let rules = Rules { roles: Roles::Static, settle: SETTLE };
+    bench.step(Event::Reloaded { upstreams: vec![address(index)], force: Force::Yes, rules });
+    assert_eq!((bench.primary(), bench.writes()), (Some(index), Writes::Open));
+    bench.decisions.clear();
+    bench
+}
+
+#[test]
+fn what_a_server_said_before_it_was_alone_is_not_held_against_it_when_it_gets_company() {
+    // Seen: the standby that was left was promoted, and lost a day later with the next reload for having been in recovery:
+    // nobody is asked while there is one. So it was with one that had been down then, or on another timeline.
+    for (index, dead) in [(1, Some(0)), (1, Some(1)), (0, None)] {
+        let mut bench = shrunk_to(index, dead);
+        let epoch = bench.view(index).epoch;
+        // An answer that was on its way.
+        bench.sees(index, standby(1));
+        bench.dies(index);
+        bench.after(Duration::from_hours(24));
+
+        reload(&mut bench, vec![address(index), address(2)], Force::No);
+        bench.sees(2, standby(2));
+        assert_eq!((bench.primary(), bench.writes()), (Some(index), Writes::Open));
+        bench.sees(index, primary(2));
+
+        assert_eq!((bench.primary(), bench.writes()), (Some(index), Writes::Open));
+        assert_eq!((bench.view(index).epoch, bench.readers()), (epoch, vec![2]));
+        assert_eq!(bench.words(), [("members_changed", "reloaded"), ("cluster_established", "majority")]);
+    }
+}
+
+#[test]
+fn the_fence_of_a_server_that_is_left_alone_is_said_to_be_over() {
+    // It takes everything from then on: whoever was paged for it would be so for ever.
+    let mut bench = Bench::running(2);
+    bench.sees(1, primary(2));
+    bench.decisions.clear();
+    let rules = Rules { roles: Roles::Static, settle: SETTLE };
+    bench.step(Event::Reloaded { upstreams: vec![address(0)], force: Force::Yes, rules });
+
+    assert_eq!((bench.primary(), bench.view(0).fenced), (Some(0), None));
+    assert!(bench.words().contains(&("unfenced", "reloaded")));
+}
+
 #[test]
 fn a_reload_that_would_remove_the_primary_changes_nothing_unless_forced() {
     // The torn map: no active node in it, and everything moved at once.
