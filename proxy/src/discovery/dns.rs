@@ -1,4 +1,4 @@
-//! Host names are looked up again: every 30 s, and when their server cannot be used.
+//! Host names are looked up again: every 30 s, and every second while their server is in doubt.
 //!
 //! PgBouncer's `dns_max_ttl` is 15 s and pgjdbc relies on the JVM's 30 s; resolvers cache as well, so asking more often
 //! gains little. A name that cannot be resolved keeps what it led to.

@@ -5,9 +5,32 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use tokio::sync::Notify;
 
-const UNKNOWN: u8 = 0;
 const IN_RECOVERY: u8 = 1;
 const WRITABLE: u8 = 2;
+
+/// What a server may say of itself without being asked for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Expected {
+    /// Whatever it says is news.
+    Nothing,
+    /// That it is in recovery.
+    InRecovery,
+    /// That it is not.
+    Writable,
+    /// Both: nothing follows from it.
+    Either,
+}
+
+impl Expected {
+    const fn bits(self) -> u8 {
+        match self {
+            Self::Nothing => 0,
+            Self::InRecovery => IN_RECOVERY,
+            Self::Writable => WRITABLE,
+            Self::Either => IN_RECOVERY | WRITABLE,
+        }
+    }
+}
 
 /// The ear of one server's task. Clones share it. Cheap enough for the data path: what fits what is known costs one load.
 #[derive(Debug, Clone, Default)]
@@ -15,7 +38,7 @@ pub struct Hints(Arc<Inner>);
 
 #[derive(Debug, Default)]
 struct Inner {
-    known: AtomicU8,
+    expected: AtomicU8,
     wake: Notify,
 }
 
@@ -24,7 +47,8 @@ impl Hints {
     /// `ReadyForQuery` after a promotion.
     #[inline]
     pub fn in_hot_standby(&self, in_recovery: bool) {
-        if self.0.known.load(Ordering::Relaxed) != code(Some(in_recovery)) {
+        let said = if in_recovery { IN_RECOVERY } else { WRITABLE };
+        if self.0.expected.load(Ordering::Relaxed) & said == 0 {
             self.trouble();
         }
     }
@@ -35,8 +59,8 @@ impl Hints {
     }
 
     /// What fits and wakes nobody.
-    pub(super) fn set_known(&self, in_recovery: Option<bool>) {
-        self.0.known.store(code(in_recovery), Ordering::Relaxed);
+    pub(super) fn expect(&self, expected: Expected) {
+        self.0.expected.store(expected.bits(), Ordering::Relaxed);
     }
 
     /// Waits for a hint. One that came since the last wait counts.
@@ -45,14 +69,6 @@ impl Hints {
     /// Safe: a hint that was not taken stays.
     pub(super) async fn hinted(&self) {
         self.0.wake.notified().await;
-    }
-}
-
-const fn code(in_recovery: Option<bool>) -> u8 {
-    match in_recovery {
-        None => UNKNOWN,
-        Some(true) => IN_RECOVERY,
-        Some(false) => WRITABLE,
     }
 }
 
@@ -72,13 +88,18 @@ mod tests {
     async fn only_what_contradicts_wakes() {
         // Every login says in_hot_standby: if each woke the prober, a storm of logins would be a storm of probes.
         let hints = Hints::default();
-        hints.set_known(Some(true));
-
-        hints.in_hot_standby(true);
-        assert!(!is_woken(&hints).await);
-
-        hints.in_hot_standby(false);
-        assert!(is_woken(&hints).await);
+        for (expected, wake) in [
+            (Expected::Nothing, [true, true]),
+            (Expected::InRecovery, [false, true]),
+            (Expected::Writable, [true, false]),
+            (Expected::Either, [false, false]),
+        ] {
+            hints.expect(expected);
+            for (said, wakes) in [true, false].into_iter().zip(wake) {
+                hints.in_hot_standby(said);
+                assert_eq!(is_woken(&hints).await, wakes, "{expected:?} {said}");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]

@@ -278,7 +278,7 @@ impl<O: Observe, R: Resolve, A: Announce> Decider<O, R, A> {
         for view in topology.upstreams() {
             let old = self.hints.read().unwrap_or_else(PoisonError::into_inner).get(&view.id).cloned();
             let hint = old.unwrap_or_default();
-            hint.set_known(self.state.thought_in_recovery(view.id));
+            hint.expect(self.state.expected(view.id));
             hints.insert(view.id, hint.clone());
             if !self.tasks.contains_key(&view.id) {
                 let asking = self.ask(view.id, &view.address, hint);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use tokio::time::Instant;
 
+use super::hints::Expected;
 use super::*;
 use crate::config::{Roles, UpstreamAddress};
 use crate::exchange::Cause;
@@ -588,6 +589,26 @@ fn hints_and_doubt_make_it_ask_more_often_and_calm_less() {
     assert_eq!((pace(&bench, 0), pace(&bench, 1)), (Pace::Doubt, Pace::Doubt), "any of them may be promoted");
     bench.after(MS * 10_001);
     assert_eq!((pace(&bench, 0), pace(&bench, 1)), (Pace::Long, Pace::Long));
+}
+
+#[test]
+fn one_alone_is_calm_until_something_hints_that_it_is_not_well() {
+    // Seen: nobody asks it, so it was never up, and in doubt for ever: its name was looked up every second, not every
+    // 30 s. But after a move by DNS from a server that died nobody must wait for those.
+    let mut bench = Bench::with(Rules { roles: Roles::Static, settle: SETTLE }, 1, None);
+    bench.step(Event::Tick);
+    let pace = |bench: &Bench| bench.state.wish(UpstreamId(0), bench.now).unwrap().pace;
+    assert_eq!(pace(&bench), Pace::Quiet);
+    assert_eq!(bench.state.expected(UpstreamId(0)), Expected::Either, "each login would be a hint");
+
+    bench.step(Event::Hint { upstream: UpstreamId(0) });
+    assert_eq!(pace(&bench), Pace::Doubt);
+    bench.after(MS * 2000);
+    assert_eq!(pace(&bench), Pace::Quiet);
+
+    reload(&mut bench, addresses(2), Force::No);
+    assert_eq!(pace(&bench), Pace::Doubt, "it has company, and is to be asked");
+    assert_eq!(bench.state.expected(UpstreamId(0)), Expected::Nothing);
 }
 
 #[test]

@@ -5,6 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::decide::{Claims, Established, Memory, State};
+use super::hints::Expected;
 use super::member::{Member, Proof, Standing};
 use super::observe::Connection;
 use super::schedule::Pace;
@@ -84,7 +85,8 @@ impl State {
     }
 
     fn pace(&self, member: &Member, trial: Trial, now: Instant) -> Pace {
-        let calm = member.standing == Standing::Up && trial == Trial::None;
+        // There is nothing to find out about one alone: it is its breakers that doubt it, and they hint.
+        let calm = self.is_one_alone() || member.standing == Standing::Up && trial == Trial::None;
         let hinted = member.doubted_until.is_some_and(|until| now < until);
         let since = match (self.closed_since, member.down_since) {
             (None, None) if calm && !hinted => return Pace::Quiet,
@@ -97,9 +99,14 @@ impl State {
         if long && !hinted { Pace::Long } else { Pace::Doubt }
     }
 
-    /// Whether a server is thought to be in recovery; `None` where that is not known.
-    pub(super) fn thought_in_recovery(&self, id: UpstreamId) -> Option<bool> {
-        self.member(id)?.said().map(|seen| seen.in_recovery)
+    /// What sessions of a server may be told of it without a need to ask it.
+    pub(super) fn expected(&self, id: UpstreamId) -> Expected {
+        match self.member(id).and_then(Member::said) {
+            _ if self.is_one_alone() => Expected::Either,
+            Some(seen) if seen.in_recovery => Expected::InRecovery,
+            Some(_) => Expected::Writable,
+            None => Expected::Nothing,
+        }
     }
 
     /// What a later process must know, so that it does not believe a stale primary.

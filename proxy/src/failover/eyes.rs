@@ -41,17 +41,22 @@ impl Eyes {
 }
 
 /// Asks an upstream that is alone who it is, while all is well with it: for those who look, and nothing follows from it.
+/// When all is not well its name is looked up more often.
 pub(super) async fn look_at_one_alone(routes: Arc<Routes>) {
     let mut ticks = interval(ALONE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
         let all = routes.upstreams();
-        if let [alone] = all.as_slice()
-            && Lane::ALL.into_iter().all(|lane| alone.guard.phase(lane) == Phase::Closed)
-            && let Ok(identity) = Identity::ask(&alone.guard.control, Instant::now() + ALONE_DEADLINE).await
-        {
-            alone.see(observation(&identity));
+        let [alone] = all.as_slice() else { continue };
+        if Lane::ALL.into_iter().any(|lane| alone.guard.phase(lane) != Phase::Closed) {
+            alone.trouble();
+            continue;
+        }
+        match Identity::ask(&alone.guard.control, Instant::now() + ALONE_DEADLINE).await {
+            Ok(identity) => alone.see(observation(&identity)),
+            Err(ControlError::NoLogin) => {}
+            Err(_) => alone.trouble(),
         }
     }
 }
