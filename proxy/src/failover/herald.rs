@@ -1,7 +1,8 @@
 //! Writes decisions down, and pages somebody for those that need a person.
 
+use std::collections::BTreeSet;
 use std::fmt::Write as _;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -148,37 +149,57 @@ fn page(decision: &Decision, alerts: &Alerts) {
 #[derive(Debug)]
 pub(super) struct Vigil {
     closed_since: Option<Instant>,
+    /// Whether it was known once who takes writes, or that nobody does.
+    known: bool,
     paged: bool,
     settled: bool,
+    /// Servers of which it is known what is left of their incidents.
+    heard: BTreeSet<Arc<str>>,
 }
 
 impl Vigil {
     pub(super) const fn new(now: Instant) -> Self {
-        Self { closed_since: Some(now), paged: false, settled: false }
+        Self { closed_since: Some(now), known: false, paged: false, settled: false, heard: BTreeSet::new() }
     }
 
     pub(super) fn look(&mut self, topology: &Topology, alerts: &Alerts, now: Instant) {
         match topology.writes() {
             Writes::Open => {
                 self.closed_since = None;
+                self.known = true;
                 if std::mem::take(&mut self.paged) || !self.settled {
                     alerts.resolve(&no_primary("").key());
                 }
-                if !std::mem::replace(&mut self.settled, true) {
-                    settle(topology, alerts);
-                }
+                self.settle(topology, alerts);
             }
-            // That has a page of its own.
-            Writes::SplitBrain => self.closed_since = Some(now),
+            Writes::SplitBrain => {
+                // That has a page of its own.
+                self.closed_since = Some(now);
+                self.known = true;
+            }
             Writes::NoPrimary | Writes::Unproven { .. } => {
-                let asked = topology.upstreams().iter().any(is_asked);
+                // Until somebody logs in it is only known of the dead that they take no writes.
+                self.known |= topology.upstreams().iter().all(is_asked);
                 let since = *self.closed_since.get_or_insert(now);
-                if !asked {
+                if !self.known {
                     self.closed_since = Some(now);
                 } else if !self.paged && now.duration_since(since) >= NO_PRIMARY_AFTER {
                     self.paged = true;
                     alerts.fire(no_primary("no upstream takes writes"));
                 }
+            }
+        }
+    }
+
+    /// What an earlier process may have paged for and is not so now. Of a server that is known when it is heard.
+    fn settle(&mut self, topology: &Topology, alerts: &Alerts) {
+        if !std::mem::replace(&mut self.settled, true) {
+            alerts.reconcile(&split_brain("").key(), Health::Healthy);
+            alerts.reconcile(&hybrid(None, "").key(), Health::Healthy);
+        }
+        for view in topology.upstreams() {
+            if is_heard(view) && self.heard.insert(Arc::clone(&view.name)) {
+                settle_one(view, alerts);
             }
         }
     }
@@ -188,17 +209,19 @@ fn is_asked(view: &UpstreamView) -> bool {
     view.health != topology::Health::Unknown
 }
 
-/// What an earlier process may have paged for and is not so now.
-fn settle(topology: &Topology, alerts: &Alerts) {
-    alerts.reconcile(&split_brain("").key(), Health::Healthy);
-    alerts.reconcile(&hybrid(None, "").key(), Health::Healthy);
-    for view in topology.upstreams().iter().filter(|view| view.fenced.is_none()) {
+/// Whether it said who it is, or is the primary without being asked.
+fn is_heard(view: &UpstreamView) -> bool {
+    view.observed.is_some() || view.role == Some(Role::Primary)
+}
+
+fn settle_one(view: &UpstreamView, alerts: &Alerts) {
+    if view.fenced.is_none() {
         for key in keys_of(&view.name) {
             alerts.reconcile(&key, Health::Healthy);
         }
     }
-    // Those take no writes now, so none that goes well will say that it is over.
-    for view in topology.upstreams().iter().filter(|view| view.role != Some(Role::Primary)) {
+    if view.role != Some(Role::Primary) {
+        // It takes no writes now, so none that goes well will say that it is over.
         alerts.reconcile(&guard::stall(&view.name, Lane::Write), Health::Healthy);
     }
 }
@@ -208,7 +231,7 @@ mod tests {
     use super::*;
     use crate::config::UpstreamAddress;
     use crate::upstream::topology::Epoch;
-    use crate::upstream::{SystemIdentifier, UpstreamId};
+    use crate::upstream::{Lsn, Observation, SystemIdentifier, TimelineId, UpstreamId};
     use crate::watchdog::Watchdog;
 
     fn alerts() -> Alerts {
@@ -232,8 +255,29 @@ mod tests {
             cause: None,
             fenced: None,
             lag: None,
-            observed: None,
+            observed: Some((seen(role == Role::Standby), Instant::now())),
         }
+    }
+
+    fn seen(in_recovery: bool) -> Observation {
+        Observation {
+            system: SystemIdentifier(7),
+            timeline: TimelineId(2),
+            in_recovery,
+            lsn: Lsn(1),
+            lag: None,
+            version_num: 180_001,
+            read_only: false,
+        }
+    }
+
+    fn unheard(index: u32, health: topology::Health) -> UpstreamView {
+        UpstreamView { health, role: None, observed: None, ..view(index, Role::Standby) }
+    }
+
+    fn fire(alerts: &Alerts, key: &Key) {
+        let Key { alert, upstream, lane } = key.clone();
+        alerts.fire(Alert { lane, upstream, ..Alert::new(alert, "") });
     }
 
     fn decision(upstream: Option<&str>, what: What) -> Decision {
@@ -249,8 +293,7 @@ mod tests {
         let alerts = alerts();
         let [standby, primary] = ["pg0:5432", "pg1:5432"].map(|name| guard::stall(name, Lane::Write));
         for key in [&standby, &primary] {
-            let Key { alert, upstream, lane } = key.clone();
-            alerts.fire(Alert { lane, upstream, ..Alert::new(alert, "") });
+            fire(&alerts, key);
         }
         let views = vec![view(0, Role::Standby), view(1, Role::Primary)];
         let topology = Topology::new(Epoch(1), views, Some(UpstreamId(1)), Writes::Open);
@@ -258,6 +301,85 @@ mod tests {
         Vigil::new(Instant::now()).look(&topology, &alerts, Instant::now());
 
         assert_eq!(open(&alerts), [primary]);
+    }
+
+    #[test]
+    fn incidents_from_before_a_restart_about_a_server_stay_until_it_is_heard() {
+        // Seen: a stale primary hung while the sidecar was restarted. Its page was over with the first write to another,
+        // though nobody had heard whether it still took writes. So it was with a stranger, and with writes that hung there.
+        let alerts = alerts();
+        let [stale, hybrid] = keys_of("pg0:5432");
+        let keys = [stale, hybrid, guard::stall("pg0:5432", Lane::Write)];
+        for key in &keys {
+            fire(&alerts, key);
+        }
+        let mut vigil = Vigil::new(Instant::now());
+        let mut look = |old: UpstreamView| {
+            let views = vec![old, view(1, Role::Primary)];
+            let topology = Topology::new(Epoch(1), views, Some(UpstreamId(1)), Writes::Open);
+            vigil.look(&topology, &alerts, Instant::now());
+            open(&alerts).len()
+        };
+
+        assert_eq!(look(unheard(0, topology::Health::Down)), keys.len());
+        assert_eq!(look(view(0, Role::Standby)), 0);
+
+        // What is found out later is for whoever finds it out.
+        fire(&alerts, &keys[2]);
+        assert_eq!(look(view(0, Role::Standby)), 1);
+    }
+
+    #[test]
+    fn a_server_that_is_fenced_when_it_is_heard_keeps_its_page() {
+        // That it was heard is no news as long as it says what it was fenced for.
+        let alerts = alerts();
+        let [stale, _] = keys_of("pg0:5432");
+        fire(&alerts, &stale);
+        let fence = Fence::OlderTimeline { timeline: TimelineId(1), newest: TimelineId(2) };
+        let fenced = UpstreamView { fenced: Some(fence), ..view(0, Role::Standby) };
+        let views = vec![fenced, view(1, Role::Primary)];
+        let topology = Topology::new(Epoch(1), views, Some(UpstreamId(1)), Writes::Open);
+
+        Vigil::new(Instant::now()).look(&topology, &alerts, Instant::now());
+
+        assert_eq!(open(&alerts), [stale]);
+    }
+
+    #[test]
+    fn what_an_earlier_process_held_against_one_that_is_alone_now_is_over() {
+        // It is asked nothing: to wait until it is heard would be to page for ever.
+        let alerts = alerts();
+        let [stale, _] = keys_of("pg0:5432");
+        fire(&alerts, &stale);
+        let alone = UpstreamView { role: Some(Role::Primary), ..unheard(0, topology::Health::Unknown) };
+        let topology = Topology::new(Epoch(1), vec![alone], Some(UpstreamId(0)), Writes::Open);
+
+        Vigil::new(Instant::now()).look(&topology, &alerts, Instant::now());
+
+        assert!(open(&alerts).is_empty());
+    }
+
+    #[test]
+    fn that_nobody_takes_writes_pages_once_all_were_asked_and_from_then_on_whoever_is_not_asked_again() {
+        // Seen: a standby was down, and nobody had logged in yet, so the primary could not be asked. The dead one counted
+        // as asked, and somebody was paged for a cluster that was well. But a name that leads elsewhere again and again, so
+        // that its server is often new, must not put a page off for ever.
+        use topology::Health::{Down, Unknown};
+        let alerts = alerts();
+        let start = Instant::now();
+        let mut vigil = Vigil::new(start);
+        let mut look = |seconds, first| {
+            let views = vec![unheard(0, first), unheard(1, Down)];
+            let topology = Topology::new(Epoch(1), views, None, Writes::NoPrimary);
+            vigil.look(&topology, &alerts, start + Duration::from_secs(seconds));
+            !open(&alerts).is_empty()
+        };
+
+        assert!(!look(0, Unknown));
+        assert!(!look(60, Unknown));
+        assert!(!look(61, Down));
+        assert!(!look(62, Unknown));
+        assert!(look(63, Unknown));
     }
 
     #[test]
