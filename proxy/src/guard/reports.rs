@@ -100,7 +100,7 @@ fn words(evidence: &Evidence) -> String {
         Evidence::Probe(ProbeOutcome::Inconclusive) => "a probe could not tell".to_owned(),
         Evidence::Probe(ProbeOutcome::Unasked) => "a probe could not be made".to_owned(),
         Evidence::Probe(ProbeOutcome::Unwanted) => "no probe was made".to_owned(),
-        Evidence::Reported => "the server itself said so".to_owned(),
+        Evidence::Reported => "it was proven".to_owned(),
         Evidence::Forced(_) => "an operator ordered it".to_owned(),
         Evidence::Diagnosed => "the cause was found".to_owned(),
         Evidence::Cleared => "what was suspected was not so".to_owned(),

@@ -8,7 +8,7 @@ use tokio::sync::Mutex;
 use tokio::time::Instant;
 
 use super::{Duty, reports};
-use crate::exchange::Diagnosis;
+use crate::exchange::{Cause, Diagnosis};
 use crate::pool::Upstream;
 use crate::probe::{Diagnoser, ReadProbe, WriteProbe};
 use crate::sql::Lane;
@@ -108,6 +108,13 @@ impl Events<Arc<Diagnosis>> for Announcer {
             if matches!(change.to, Phase::Open | Phase::ForcedOpen) {
                 pool.flush(self.lane);
             }
+        }
+        if let (Lane::Read, Phase::Open, Some(found)) = (self.lane, change.to, &change.cause)
+            && matches!(found.cause, Cause::Frozen | Cause::Unreachable)
+            && upstream.guard.is_primary()
+        {
+            // Who answers nothing takes no writes, whether somebody has tried or not.
+            upstream.guard.breaker(Lane::Write).report(Arc::clone(found));
         }
         let cause = change.cause.as_ref().map_or("", |diagnosis| diagnosis.cause.word());
         tracing::info!(

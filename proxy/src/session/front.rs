@@ -252,8 +252,11 @@ impl Session {
         true
     }
 
-    /// Answers the exchange at the front with a refusal; the session goes on.
+    /// Answers the exchange at the front with a refusal, unless it needs no server; the session goes on.
     pub(super) fn refuse(&mut self, refusal: &Refusal) {
+        if self.clears_anyway() {
+            return;
+        }
         self.fail_begun();
         self.count(refusal);
         self.say_refused(refusal);

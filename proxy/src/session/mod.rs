@@ -5,6 +5,7 @@
 //! it cleans up behind itself (`recover`).
 
 mod account;
+mod clearing;
 mod commits;
 pub mod conversation;
 mod deferred;

@@ -227,6 +227,74 @@ async fn a_refusal_is_whole_though_the_backend_that_the_session_keeps_is_frozen(
     .await;
 }
 
+/// What pools of drivers send before they lend a connection to somebody else; the first is asyncpg's.
+const CLEARS: [&str; 6] = [
+    "SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;",
+    "DEALLOCATE ALL",
+    "RESET ALL",
+    "UNLISTEN *",
+    "close all;",
+    "DISCARD ALL",
+];
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_clears_a_session_is_answered_though_the_server_is_frozen() {
+    // Seen: asyncpg's pool gave up each connection that it got back in a stall, and a rollback of psycopg raised.
+    let (node, proxy) = server_and_sidecar().await;
+    let mut app = session(&proxy).await;
+    let mut differs = session(&proxy).await;
+    run(&mut differs, "SET work_mem = '5MB'").await;
+    let mut answers = Vec::new();
+    for text in CLEARS {
+        answers.push(app.query(text).await);
+    }
+    let prepared = app.exchange(Frames::new().parse("kept", "SELECT 1", &[]).sync()).await;
+    assert_eq!(prepared.error(), None);
+    block_in_place(|| node.freeze()).unwrap();
+    wait_for(SOON, "reads are refused", async || {
+        (app.query("SELECT 1").await.error_code() == "53000").then_some(())
+    })
+    .await;
+
+    for (text, answer) in CLEARS.iter().zip(&answers) {
+        assert_eq!(app.query(text).await, *answer, "{text}");
+    }
+
+    // What was prepared is gone; what does more is not called done, nor is what a server has to do.
+    let bound = app.exchange(Frames::new().parse("kept", "SELECT 1", &[]).sync()).await;
+    assert_ne!(bound.error_code(), "42P05", "DISCARD ALL left a statement behind");
+    for (app, text) in [(&mut app, "RESET ALL; SELECT 1"), (&mut differs, "RESET ALL")] {
+        refused(&app.query(text).await, "53000", &[("reason", "breaker_open"), ("outcome", "not_sent")]);
+    }
+    block_in_place(|| node.thaw()).unwrap();
+    wait_for(SOON, "the session goes on", async || {
+        app.query("SELECT 1").await.error().is_none().then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_hangs_under_reads_takes_no_writes_either_and_is_not_said_to() {
+    // Seen: for a second and more /readyz/write said 200 while the other lane was refused because the server was frozen.
+    let (node, proxy) = server_and_sidecar().await;
+    let mut app = session(&proxy).await;
+    run(&mut app, "SELECT 1").await;
+    block_in_place(|| node.freeze()).unwrap();
+
+    wait_for(SOON, "reads are refused", async || {
+        app.query("SELECT 1").await.error().filter(|problem| problem.detail_of("cause") == Some("frozen"))
+    })
+    .await;
+    let refusing = Instant::now();
+    wait_for(SOON, "writes are, too", async || {
+        (proxy.get("/readyz/write").await.status == 503).then_some(())
+    })
+    .await;
+
+    at_most("until writes are refused", refusing.elapsed(), AT_ONCE);
+    block_in_place(|| node.thaw()).unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_frozen_primary_refuses_reads_too_and_no_session_is_lost() {
     // Reads hang with the writes here; each is answered in time, and the sessions are usable after the thaw.

@@ -1,0 +1,164 @@
+//! What pools of drivers send before they lend a connection to somebody else. It takes away what a session may have left
+//! behind; where that is nothing that a server has, and no server can be had, we answer it. A driver that gets an error
+//! for it gives its connection up, and a pool that does so with all of them comes back as a storm of logins.
+
+use std::sync::Arc;
+
+use super::Session;
+use super::front::Stage;
+use super::relay::Hold;
+use crate::wire::frame::{HEADER_LEN, put_cstr, put_frame};
+use crate::wire::frontend::{self as tag, query_text};
+use crate::wire::{Header, TransactionStatus, backend as reply};
+
+/// A text that is longer is not looked at.
+const TEXT_MAX: usize = 256;
+
+/// `OID` of `void` (`src/include/catalog/pg_type.dat`), and its length.
+const VOID: (u32, i16) = (2278, 4);
+
+/// A statement that clears.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Clear {
+    /// `CLOSE ALL`
+    Cursors,
+    /// `UNLISTEN *`
+    Channels,
+    /// `SELECT pg_advisory_unlock_all()`
+    Locks,
+    /// `DEALLOCATE ALL`
+    Prepared,
+    /// `RESET ALL`
+    Settings,
+    /// `DISCARD ALL`
+    All,
+}
+
+impl Clear {
+    /// As drivers write it: one space, any case.
+    fn of(statement: &[u8]) -> Option<Self> {
+        let is = |text: &str| statement.eq_ignore_ascii_case(text.as_bytes());
+        let known = [
+            ("CLOSE ALL", Self::Cursors),
+            ("UNLISTEN *", Self::Channels),
+            ("SELECT pg_advisory_unlock_all()", Self::Locks),
+            ("DEALLOCATE ALL", Self::Prepared),
+            ("RESET ALL", Self::Settings),
+            ("DISCARD ALL", Self::All),
+        ];
+        known.into_iter().find_map(|(text, clear)| is(text).then_some(clear))
+    }
+
+    const fn command_tag(self) -> &'static [u8] {
+        match self {
+            Self::Cursors => b"CLOSE CURSOR ALL",
+            Self::Channels => b"UNLISTEN",
+            Self::Locks => b"SELECT 1",
+            Self::Prepared => b"DEALLOCATE ALL",
+            Self::Settings => b"RESET",
+            Self::All => b"DISCARD ALL",
+        }
+    }
+
+    /// PostgreSQL's answer.
+    fn put(self, out: &mut Vec<u8>) {
+        if self == Self::Locks {
+            put_void(out, b"pg_advisory_unlock_all");
+        }
+        reply::put_command_complete(out, self.command_tag());
+    }
+}
+
+/// A row with one column that has no value to speak of.
+fn put_void(out: &mut Vec<u8>, column: &[u8]) {
+    let (oid, len) = VOID;
+    put_frame(out, reply::ROW_DESCRIPTION, |out| {
+        out.extend_from_slice(&1_u16.to_be_bytes());
+        put_cstr(out, column);
+        // No table, no column of it; then type, its length, no modifier, as text.
+        out.extend_from_slice(&[0; 6]);
+        out.extend_from_slice(&oid.to_be_bytes());
+        out.extend_from_slice(&len.to_be_bytes());
+        out.extend_from_slice(&(-1_i32).to_be_bytes());
+        out.extend_from_slice(&0_u16.to_be_bytes());
+    });
+    put_frame(out, reply::DATA_ROW, |out| {
+        out.extend_from_slice(&1_u16.to_be_bytes());
+        out.extend_from_slice(&0_u32.to_be_bytes());
+    });
+}
+
+/// The statements of a text that does nothing else. `DISCARD ALL` must stand alone: PostgreSQL refuses it in a
+/// transaction, and so behind others.
+fn clears(text: &[u8]) -> Option<Vec<Clear>> {
+    if text.len() > TEXT_MAX {
+        return None;
+    }
+    let statements = text.split(|&byte| byte == b';').map(<[u8]>::trim_ascii).filter(|one| !one.is_empty());
+    let clears: Vec<_> = statements.map(Clear::of).collect::<Option<_>>()?;
+    let fits = clears.len() == 1 || !clears.is_empty() && !clears.contains(&Clear::All);
+    fits.then_some(clears)
+}
+
+impl Session {
+    /// Answers the exchange at the front, which is about to be refused, if all that it does is to clear what no server has
+    /// of this session; whether it was one.
+    #[cold]
+    pub(super) fn clears_anyway(&mut self) -> bool {
+        let has_nothing = self.talk.status == TransactionStatus::Idle
+            && self.talk.begin.is_empty()
+            && self.talk.keeps() == Hold::Transaction
+            && Arc::ptr_eq(&self.talk.wanted, &self.talk.startup);
+        let Ok(Some(header)) = Header::read_frontend(self.to_db.unseen()) else { return false };
+        let Some(clears) = self.clears_at_front(header).filter(|_| has_nothing) else { return false };
+        for clear in clears {
+            match clear {
+                Clear::Cursors | Clear::Channels | Clear::Locks => {}
+                Clear::Prepared => self.talk.names.clear(),
+                Clear::Settings => self.talk.terms.reset_all(),
+                Clear::All => {
+                    self.talk.names.clear();
+                    self.talk.terms.reset_all();
+                }
+            }
+            self.to_app.insert(|out| clear.put(out));
+        }
+        self.say_ready();
+        self.stage = Stage::Ready;
+        self.talk.drop_request(header, &mut self.to_db);
+        true
+    }
+
+    fn clears_at_front(&self, header: Header) -> Option<Vec<Clear>> {
+        let body = self.to_db.unseen().get(HEADER_LEN..header.frame_len)?;
+        (header.tag == tag::QUERY).then(|| query_text(body).ok().and_then(clears)).flatten()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_texts_that_clear_and_do_nothing_else_are_taken() {
+        // Whatever else stands in them would be called done, and was never sent.
+        use Clear::{All, Channels, Cursors, Locks, Prepared, Settings};
+        let asyncpg = b"SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
+        assert_eq!(clears(asyncpg), Some(vec![Locks, Cursors, Channels, Settings]));
+        assert_eq!(clears(b"deallocate all"), Some(vec![Prepared]));
+        assert_eq!(clears(b" DISCARD ALL ; "), Some(vec![All]));
+
+        for text in [
+            "",
+            ";",
+            "DISCARD ALL; DEALLOCATE ALL",
+            "RESET ALL; SELECT 1",
+            "DEALLOCATE ALL -- ; INSERT",
+            "CLOSE ALL /* x */",
+            "RESET work_mem",
+            "SELECT pg_advisory_unlock_all(), f()",
+        ] {
+            assert_eq!(clears(text.as_bytes()), None, "{text}");
+        }
+    }
+}
