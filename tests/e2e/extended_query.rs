@@ -776,6 +776,28 @@ async fn deallocate_and_discard_forget_statements() {
 }
 
 #[tokio::test]
+async fn a_session_that_has_nothing_to_discard_takes_nothing_from_others() {
+    // Npgsql sends DISCARD ALL with each connection that goes back to its pool: every plan of the backend that it happened to
+    // get was made anew.
+    let bench = bench("pool.size = 1").await;
+    let (mut app, _) = bench.app().await;
+    app.exchange(prepare("s", "SELECT 'kept'")).await;
+    assert_eq!(app.exchange(run("s")).await.value(), some("kept"));
+    let (mut other, _) = bench.app().await;
+    let count = "SELECT count(*) FROM pg_prepared_statements WHERE statement = 'SELECT ''kept'''";
+
+    for text in ["DISCARD ALL", "DEALLOCATE ALL", "UNLISTEN *; CLOSE ALL; RESET ALL"] {
+        assert_eq!(other.query(text).await.error(), None, "{text}");
+    }
+
+    assert_eq!(app.query(count).await.value(), some("1"));
+    // What the session has is cleared as before.
+    other.query("SET work_mem = '7MB'").await;
+    other.query("DISCARD ALL").await;
+    assert_eq!(other.query("SHOW work_mem").await.value(), some("4MB"));
+}
+
+#[tokio::test]
 async fn parameters_of_many_megabytes_pass() {
     // A Bind that must fit into a buffer would be refused, or cost memory for every session.
     let bench = Bench::start(TIDEGATE).await;

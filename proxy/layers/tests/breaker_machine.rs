@@ -349,7 +349,7 @@ fn the_ramp_doubles_each_second_and_then_the_breaker_is_closed() {
 }
 
 #[test]
-fn the_hold_doubles_with_each_relapse_up_to_its_bound_and_starts_again_after_a_quiet_minute() {
+fn the_hold_doubles_with_each_relapse_up_to_its_bound_and_starts_again_after_quiet_minutes() {
     // A service that falls over each time traffic returns needs longer pauses, not the same one for ever.
     let mut bench = Bench::new();
     bench.trip();
@@ -371,9 +371,35 @@ fn the_hold_doubles_with_each_relapse_up_to_its_bound_and_starts_again_after_a_q
     while bench.machine.phase() != Phase::Closed {
         bench.see(calm());
     }
-    bench.now += Duration::from_mins(1);
+    bench.now += Duration::from_mins(2);
     bench.trip();
     assert_eq!(bench.wait(), (Phase::HalfOpen, Duration::from_secs(1)));
+}
+
+#[test]
+fn an_incident_after_the_service_has_worked_for_a_while_is_no_relapse() {
+    // Seen: each stall of two seconds doubled the pause, though twelve seconds of full service lay between them. At the
+    // sixth, writes were refused for half a minute.
+    let hold_after = |served| {
+        let mut bench = Bench::new();
+        let mut hold = Duration::ZERO;
+        for _ in 0..6 {
+            bench.trip();
+            hold = bench.wait().1;
+            for _ in 0..3 {
+                bench.probe(ProbeOutcome::Ok);
+                bench.now += 500 * MS;
+            }
+            while bench.machine.phase() != Phase::Closed {
+                bench.see(calm());
+            }
+            bench.now += served;
+        }
+        hold.as_secs()
+    };
+
+    assert_eq!(hold_after(Duration::from_secs(12)), 1);
+    assert_eq!(hold_after(Duration::from_secs(1)), 30);
 }
 
 #[test]

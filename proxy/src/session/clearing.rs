@@ -1,14 +1,14 @@
 //! What pools of drivers send before they lend a connection to somebody else. It takes away what a session may have left
-//! behind; where that is nothing that a server has, and no server can be had, we answer it. A driver that gets an error
-//! for it gives its connection up, and a pool that does so with all of them comes back as a storm of logins.
+//! behind. Where that is nothing that a server has it is answered by us: no backend is reset for it, whose prepared
+//! statements others use; and no driver gets an error for it in a stall, gives its connection up, and comes back with all
+//! of them as a storm of logins.
 
 use std::sync::Arc;
 
 use super::Session;
-use super::front::Stage;
 use super::relay::Hold;
 use crate::wire::frame::{HEADER_LEN, put_cstr, put_frame};
-use crate::wire::frontend::{self as tag, query_text};
+use crate::wire::frontend::query_text;
 use crate::wire::{Header, TransactionStatus, backend as reply};
 
 /// A text that is longer is not looked at.
@@ -100,38 +100,54 @@ fn clears(text: &[u8]) -> Option<Vec<Clear>> {
     fits.then_some(clears)
 }
 
+/// Looks at the first letters only.
+fn may_clear(text: &[u8]) -> bool {
+    match text {
+        [b'D' | b'd', b'I' | b'i', ..]
+        | [b'D' | b'd', b'E' | b'e', b'A' | b'a', ..]
+        | [b'R' | b'r', b'E' | b'e', b'S' | b's', ..]
+        | [b'U' | b'u', b'N' | b'n', ..]
+        | [b'C' | b'c', b'L' | b'l', ..] => true,
+        [b'S' | b's', ..] => text.get(7..).is_some_and(|rest| rest.starts_with(b"pg_advisory_unlock_all")),
+        _ => false,
+    }
+}
+
 impl Session {
-    /// Answers the exchange at the front, which is about to be refused, if all that it does is to clear what no server has
-    /// of this session; whether it was one.
+    /// Answers a simple query that does nothing but clear what no server has of this session; whether it was one.
+    pub(super) fn answer_clearing(&mut self, header: Header) -> bool {
+        let Some(body) = self.to_db.unseen().get(HEADER_LEN..header.frame_len) else { return false };
+        may_clear(body) && self.clears_nothing(header)
+    }
+
     #[cold]
-    pub(super) fn clears_anyway(&mut self) -> bool {
-        let has_nothing = self.talk.status == TransactionStatus::Idle
-            && self.talk.begin.is_empty()
-            && self.talk.keeps() == Hold::Transaction
-            && Arc::ptr_eq(&self.talk.wanted, &self.talk.startup);
-        let Ok(Some(header)) = Header::read_frontend(self.to_db.unseen()) else { return false };
-        let Some(clears) = self.clears_at_front(header).filter(|_| has_nothing) else { return false };
+    fn clears_nothing(&mut self, header: Header) -> bool {
+        let body = self.to_db.unseen().get(HEADER_LEN..header.frame_len).unwrap_or_default();
+        let Some(clears) = query_text(body).ok().and_then(clears) else { return false };
+        let talk = &mut self.talk;
+        let has_nothing = talk.status == TransactionStatus::Idle
+            && talk.keeps() == Hold::Transaction
+            && Arc::ptr_eq(&talk.wanted, &talk.startup);
+        if !has_nothing {
+            return false;
+        }
+        // As any simple query.
+        talk.names.clear_unnamed();
         for clear in clears {
             match clear {
                 Clear::Cursors | Clear::Channels | Clear::Locks => {}
-                Clear::Prepared => self.talk.names.clear(),
-                Clear::Settings => self.talk.terms.reset_all(),
+                Clear::Prepared => talk.names.clear(),
+                Clear::Settings => talk.terms.reset_all(),
                 Clear::All => {
-                    self.talk.names.clear();
-                    self.talk.terms.reset_all();
+                    talk.names.clear();
+                    talk.terms.reset_all();
                 }
             }
             self.to_app.insert(|out| clear.put(out));
         }
         self.say_ready();
-        self.stage = Stage::Ready;
         self.talk.drop_request(header, &mut self.to_db);
         true
-    }
-
-    fn clears_at_front(&self, header: Header) -> Option<Vec<Clear>> {
-        let body = self.to_db.unseen().get(HEADER_LEN..header.frame_len)?;
-        (header.tag == tag::QUERY).then(|| query_text(body).ok().and_then(clears)).flatten()
     }
 }
 
@@ -143,11 +159,14 @@ mod tests {
     fn only_texts_that_clear_and_do_nothing_else_are_taken() {
         // Whatever else stands in them would be called done, and was never sent.
         use Clear::{All, Channels, Cursors, Locks, Prepared, Settings};
-        let asyncpg = b"SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
+        let asyncpg: &[u8] = b"SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
         assert_eq!(clears(asyncpg), Some(vec![Locks, Cursors, Channels, Settings]));
         assert_eq!(clears(b"deallocate all"), Some(vec![Prepared]));
         assert_eq!(clears(b" DISCARD ALL ; "), Some(vec![All]));
 
+        for text in [asyncpg, b"deallocate all", b"close all;", b"Reset All", b"unlisten *", b"DISCARD ALL"] {
+            assert!(may_clear(text) && clears(text).is_some(), "{text:?}");
+        }
         for text in [
             "",
             ";",

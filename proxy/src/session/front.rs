@@ -213,6 +213,7 @@ impl Session {
                     self.answer_orphan(orphan, header);
                 }
                 (Stage::Ready, tag::QUERY) if self.answer_transaction(header) => continue,
+                (Stage::Ready, tag::QUERY) if self.answer_clearing(header) => continue,
                 (Stage::Ready, _) if self.answer_local(header) => continue,
                 (Stage::Ready, tag::PARSE) if self.answer_known_parse(header) => continue,
                 (Stage::Ready, message) if ends_exchange(message) && self.has(header) => {
@@ -252,11 +253,8 @@ impl Session {
         true
     }
 
-    /// Answers the exchange at the front with a refusal, unless it needs no server; the session goes on.
+    /// Answers the exchange at the front with a refusal; the session goes on.
     pub(super) fn refuse(&mut self, refusal: &Refusal) {
-        if self.clears_anyway() {
-            return;
-        }
         self.fail_begun();
         self.count(refusal);
         self.say_refused(refusal);

@@ -239,14 +239,17 @@ const CLEARS: [&str; 6] = [
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_clears_a_session_is_answered_though_the_server_is_frozen() {
-    // Seen: asyncpg's pool gave up each connection that it got back in a stall, and a rollback of psycopg raised.
+    // Seen: asyncpg's pool gave up each connection that it got back in a stall, and a rollback of psycopg raised. What is
+    // answered is what PostgreSQL answers to a session of its own.
     let (node, proxy) = server_and_sidecar().await;
     let mut app = session(&proxy).await;
     let mut differs = session(&proxy).await;
     run(&mut differs, "SET work_mem = '5MB'").await;
+    let mut direct =
+        ScriptedApp::session(([127, 0, 0, 1], node.port()).into(), "postgres", "postgres").await.0;
     let mut answers = Vec::new();
     for text in CLEARS {
-        answers.push(app.query(text).await);
+        answers.push(direct.query(text).await);
     }
     let prepared = app.exchange(Frames::new().parse("kept", "SELECT 1", &[]).sync()).await;
     assert_eq!(prepared.error(), None);

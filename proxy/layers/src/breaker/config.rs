@@ -51,8 +51,6 @@ pub struct BreakerConfig {
     pub hold_min: Duration,
     /// How long it stays open at most, however often it trips again.
     pub hold_max: Duration,
-    /// After this long without a trip the hold starts from `hold_min` again.
-    pub hold_reset: Duration,
     /// Holds and probe cadences vary by this much either way, in percent.
     pub jitter: u8,
     /// Time between two doublings of the ramp.
@@ -84,7 +82,6 @@ impl Default for BreakerConfig {
             diagnosis_max: Duration::from_secs(1),
             hold_min: Duration::from_secs(1),
             hold_max: Duration::from_secs(30),
-            hold_reset: Duration::from_mins(1),
             jitter: 20,
             ramp_step: Duration::from_secs(1),
             ramp_failures: 10,

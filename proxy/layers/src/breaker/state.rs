@@ -26,6 +26,11 @@ enum State {
     ForcedClosed,
 }
 
+/// A trip is a relapse of the one before if it comes in the ramp, or before the service has worked for this many times the
+/// last hold. Later it is another incident: a service that hangs for two seconds every minute must not be shut out for half
+/// of them.
+const RELAPSE: u32 = 4;
+
 /// Good probes in a row.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Good {
@@ -342,10 +347,11 @@ impl<C: Clone> Machine<C> {
     }
 
     fn trip(&mut self, evidence: Evidence, now: Instant, random: &mut impl Rng) -> Change<C> {
-        let relapse = matches!(self.state, State::Ramp { .. })
-            || self.closed_at.is_some_and(|closed| now.duration_since(closed) < self.config.hold_reset);
+        let ramps = matches!(self.state, State::Ramp { .. });
+        let served = self.closed_at.map(|closed| now.duration_since(closed));
+        let relapses = |hold| ramps || served.is_some_and(|served| served < hold * RELAPSE);
         let hold = match self.last_hold {
-            Some(hold) if relapse => (hold * 2).min(self.config.hold_max),
+            Some(hold) if relapses(hold) => (hold * 2).min(self.config.hold_max),
             Some(_) | None => self.config.hold_min,
         };
         self.last_hold = Some(hold);
