@@ -18,9 +18,9 @@
 //! | inconclusive, or not sent | at least three calls and half of those in flight are stuck on two ticks in a row, and no call finished meanwhile |
 //! | not asked | at once, by [`Handle::report`] (a proof) or [`Handle::force`] (an order) |
 //!
-//! **Recovers.** Open for 1 s, doubled up to 30 s each time it trips while ramping or within a minute of having closed;
-//! then half-open, where only probes go through: three good ones in a row that span a second, one of them on a
-//! fresh connection. Then it ramps: see [`Phase::ramp_limit`]. User traffic is never the guinea pig.
+//! **Recovers.** Open for 1 s, doubled up to 30 s each time it trips while ramping, or before the service has worked for four
+//! times the last hold; then half-open, where only probes go through: three good ones in a row that span a second, one of them on a
+//! fresh connection ([`ProbeOutcome::Unwanted`] is none of them). Then it ramps: see [`Phase::ramp_limit`]. User traffic is never the guinea pig.
 //!
 //! **Epochs.** Every admission carries the epoch it belongs to. A completion or a stuck call of an older
 //! epoch changes nothing, so stragglers of an outage can neither re-open nor close what came after it.
