@@ -118,7 +118,7 @@ pub enum ConnectError {
     #[error("the server broke the protocol")]
     Protocol(#[from] WireError),
     /// The connection was there, and broke or fell silent before it was as the session needs it.
-    #[error("the settings of the session could not be brought to it")]
+    #[error("it broke or fell silent while the settings of the session were sent to it")]
     Unsettled,
 }
 

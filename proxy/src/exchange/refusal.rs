@@ -460,16 +460,14 @@ impl Refusal {
                 "committed, but no synchronous standby has confirmed it".to_owned(),
                 "It is durable on the primary only and would be lost in a failover. Retry only what is idempotent.",
             ),
-            Self::NoUpstream { cause, .. } => (
-                SqlState::INSUFFICIENT_RESOURCES,
-                format!("no connection to PostgreSQL: {}", cause.in_full()),
-                "The statement was not sent; try again after retry_after_ms. Check that the server runs and is reachable from here.",
-            ),
+            Self::NoUpstream { cause, .. } => {
+                (SqlState::INSUFFICIENT_RESOURCES, no_connection(cause), no_connection_hint(cause))
+            }
             Self::NoServer { why, .. } => no_server_contract(*why),
             Self::LoginRefused(cause) => (
                 login_code(cause),
                 format!("PostgreSQL cannot be logged in to: {}", cause.in_full()),
-                "Check the database name, the user's secret in the userlist or auth_query, and pg_hba.conf.",
+                login_hint(cause),
             ),
             Self::Cancelled => {
                 let hint = "The statement was not sent; it waited for a backend.";
@@ -541,6 +539,51 @@ fn no_server_contract(why: WhyNot) -> (SqlState, String, &'static str) {
         }
     };
     (SqlState::INSUFFICIENT_RESOURCES, why.to_string(), hint)
+}
+
+fn no_connection(cause: &ConnectError) -> String {
+    match cause {
+        ConnectError::Unsettled => {
+            "the statement was not sent: PostgreSQL does not answer, or the connection to it broke".to_owned()
+        }
+        cause => format!("no connection to PostgreSQL: {}", cause.in_full()),
+    }
+}
+
+fn no_connection_hint(cause: &ConnectError) -> &'static str {
+    match cause {
+        ConnectError::Unsettled => {
+            "Try again after retry_after_ms. The settings of this session had to be sent to a backend first, and were not confirmed in time. If it goes on the breaker opens, and errors name the cause."
+        }
+        ConnectError::Handshake(_) => {
+            "The statement was not sent; try again after retry_after_ms. Check cluster.tls, and ssl and the log of the server."
+        }
+        ConnectError::Server(error) if error.code == SqlState::TOO_MANY_CONNECTIONS => {
+            "The statement was not sent; try again after retry_after_ms. Compare max_connections of the server with pool.max_per_upstream of all sidecars."
+        }
+        _ => {
+            "The statement was not sent; try again after retry_after_ms. Check that the server runs and is reachable from here."
+        }
+    }
+}
+
+/// What to look at when a login was refused, by what it was refused for.
+fn login_hint(cause: &ConnectError) -> &'static str {
+    match cause {
+        ConnectError::TlsUnsupported => {
+            "Set ssl = on at the server, or lower cluster.tls (sslmode of --upstream)."
+        }
+        ConnectError::Tls(_) | ConnectError::Handshake(_) => {
+            "Check cluster.tls and the files that cluster.tls_ca, tls_cert and tls_key name, and the certificate of the server."
+        }
+        ConnectError::Server(error) if error.code == SqlState::INVALID_CATALOG_NAME => {
+            "Check the database name that the application connects with."
+        }
+        ConnectError::Server(error) if error.code == SqlState::INSUFFICIENT_PRIVILEGE => {
+            "The user may not connect to this database: see GRANT CONNECT ON DATABASE."
+        }
+        _ => "Check the user's secret in the userlist or auth_query, the database name, and pg_hba.conf.",
+    }
 }
 
 /// The SQLSTATE of a login that the server refused: its own where it gave one.
@@ -619,4 +662,52 @@ fn what_is_wrong(diagnosis: Option<&Diagnosis>) -> String {
         return diagnosis.evidence.to_string();
     }
     diagnosis.cause.sentence().to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backend::ServerError;
+
+    fn server(code: SqlState) -> ConnectError {
+        ConnectError::Server(ServerError { code, message: "no".to_owned(), fatal: true })
+    }
+
+    #[test]
+    fn the_hint_of_a_refused_login_is_about_what_it_was_refused_for() {
+        // Seen: a server without TLS, and advice to check the password.
+        for (error, right, wrong) in [
+            (ConnectError::TlsUnsupported, "cluster.tls", "secret"),
+            (ConnectError::Handshake(std::io::ErrorKind::InvalidData.into()), "cluster.tls_ca", "secret"),
+            (server(SqlState::INVALID_CATALOG_NAME), "database name", "secret"),
+            (server(SqlState::INSUFFICIENT_PRIVILEGE), "GRANT CONNECT", "secret"),
+            (server(SqlState::INVALID_PASSWORD), "secret in the userlist", "cluster.tls"),
+            (server(SqlState::INVALID_AUTHORIZATION), "pg_hba.conf", "cluster.tls"),
+            (ConnectError::NoCredential("a proof"), "secret in the userlist", "cluster.tls"),
+        ] {
+            let words = Refusal::LoginRefused(Arc::new(error)).words("db:5432");
+
+            assert!(words.hint.contains(right) && !words.hint.contains(wrong), "{}", words.hint);
+            assert!(words.detail.contains("cause=auth"), "{}", words.detail);
+        }
+    }
+
+    #[test]
+    fn who_has_no_connection_is_told_so_in_words_of_its_own_world() {
+        // Seen as the first error of a stall: "the settings of the session could not be brought to it".
+        let of = |cause| {
+            let cause = Arc::new(cause);
+            Refusal::NoUpstream { lane: Lane::Read, cause, retry_after: Duration::from_secs(1) }.words("db")
+        };
+
+        let silent = of(ConnectError::Unsettled);
+        let full = of(server(SqlState::TOO_MANY_CONNECTIONS));
+
+        assert_eq!(
+            silent.message,
+            "tidegate: the statement was not sent: PostgreSQL does not answer, or the connection to it broke"
+        );
+        assert!(silent.detail.contains("outcome=not_sent"), "{}", silent.detail);
+        assert!(full.hint.contains("max_connections"), "{}", full.hint);
+    }
 }

@@ -31,6 +31,8 @@ impl SqlState {
     pub const INVALID_CATALOG_NAME: Self = Self(*b"3D000");
     /// The transaction was rolled back.
     pub const TRANSACTION_ROLLBACK: Self = Self(*b"40000");
+    /// The user may not do this.
+    pub const INSUFFICIENT_PRIVILEGE: Self = Self(*b"42501");
     /// The text is no command.
     pub const SYNTAX_ERROR: Self = Self(*b"42601");
     /// A prepared statement that does not exist.
