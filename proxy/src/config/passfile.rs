@@ -2,7 +2,19 @@
 //!
 //! See "The Password File" in PostgreSQL's documentation of libpq; the first line that matches wins.
 
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+
 use super::{Password, UpstreamAddress};
+
+/// The rights of group and world (`S_IRWXG | S_IRWXO`), which libpq allows none of: `passwordFromFile` in
+/// `src/interfaces/libpq/fe-connect.c`.
+const OTHERS: u32 = 0o077;
+
+/// Whether anybody but the owner has any right to the file.
+pub(super) fn is_open_to_others(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|metadata| metadata.permissions().mode() & OTHERS != 0)
+}
 
 /// The password for a login, from the text of a password file.
 pub(super) fn lookup(text: &str, upstream: &UpstreamAddress, database: &str, user: &str) -> Option<Password> {

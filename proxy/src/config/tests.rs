@@ -501,6 +501,25 @@ fn a_password_file_gives_one_password_for_all_servers_or_none() {
 }
 
 #[test]
+fn a_password_file_that_others_may_read_is_warned_about() {
+    // libpq does not use it, so nobody expects that it is; and the password in it is everybody's.
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let text = with("cluster.user = \"u\"\ncluster.passfile = \"pass\"");
+    for (mode, warned) in [(0o600, false), (0o400, false), (0o640, true), (0o604, true), (0o644, true)] {
+        let bench = Bench::new().file(&text);
+        let path = bench.folder.path().join("pass");
+        fs::write(&path, "*:*:*:u:secret\n").unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();
+
+        let warnings = bench.load().unwrap().warnings;
+
+        let found = warnings.iter().any(|one| one.contains("cluster.passfile: others than its owner"));
+        assert_eq!(found, warned, "{mode:o}: {warnings:?}");
+    }
+}
+
+#[test]
 fn a_password_file_is_read_as_libpq_reads_it() {
     // The rows before the match differ in one field each; a match that ignores a field takes the wrong password.
     let text = "# c\nother:5432:d:u:1\ndb:5433:d:u:2\ndb:5432:e:u:3\ndb:5432:d:v:4\n*:*:d:u:a\\:b\\\\c\ndb:5432:d:u:6\n";

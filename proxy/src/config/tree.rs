@@ -174,7 +174,7 @@ fn patroni(layers: &mut Layers<'_>) -> Vec<Endpoint> {
 fn passfile_password(layers: &mut Layers<'_>, cluster: &Cluster) -> Option<Password> {
     const KEY: &str = "cluster.passfile";
     let path = cluster.passfile.as_ref()?;
-    let (Some(user), Some(first)) = (&cluster.user, cluster.upstreams.first()) else { return None };
+    let user = cluster.user.as_ref()?;
     let text = match std::fs::read_to_string(path) {
         Ok(text) => text,
         Err(error) => {
@@ -186,6 +186,10 @@ fn passfile_password(layers: &mut Layers<'_>, cluster: &Cluster) -> Option<Passw
             return None;
         }
     };
+    if passfile::is_open_to_others(path) {
+        layers.warn(KEY, "others than its owner may read the file, and libpq would not use it; chmod 600");
+    }
+    let first = cluster.upstreams.first()?;
     // A standby has the roles of its primary, so one password is used for all; a host without a line has that too.
     let mut found: Option<(&UpstreamAddress, Password)> = None;
     for upstream in &cluster.upstreams {
