@@ -76,6 +76,19 @@ fn the_sample_says_every_default() {
 }
 
 #[test]
+fn the_sample_says_first_what_must_be_filled_in() {
+    // Seen: a copy of "the whole file" was refused, and nothing in it had said so.
+    let errors = Bench::new().file(SAMPLE).load().unwrap_err();
+
+    let head: String = SAMPLE.lines().take_while(|line| !line.is_empty()).collect();
+    let [only] = &errors.problems[..] else { panic!("{errors}") };
+    assert_eq!(only.key, "listen.auth");
+    for named in ["cluster.upstreams", "listen.userlist", "listen.auth_query", "\"trust\" for listen.auth"] {
+        assert!(head.contains(named), "{named} is missing from {head}");
+    }
+}
+
+#[test]
 fn the_sample_names_every_key() {
     // A key that is read but not documented is missing from the sections and comments of the sample.
     let sources = Sources::default();
