@@ -64,11 +64,12 @@ fn check_addresses(config: &Config, layers: &mut Layers<'_>) {
             let reason = format!("{address} is taken by another entry of the list");
             layers.contradict(&["listen.address"], reason, "remove one of them");
         }
-        if overlap(address, &ListenAddress::Tcp(config.admin.address)) {
-            let reason = format!("{} is a listen address as well", config.admin.address);
-            layers.contradict(&["admin.address", "listen.address"], reason, "give one of them another port");
-        }
         seen.push(address);
+    }
+    let admin = ListenAddress::Tcp(config.admin.address);
+    if seen.iter().any(|address| overlap(address, &admin)) {
+        let reason = format!("{} is a listen address as well", config.admin.address);
+        layers.contradict(&["admin.address", "listen.address"], reason, "give one of them another port");
     }
 }
 

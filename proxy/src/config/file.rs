@@ -96,7 +96,7 @@ impl<'a> File<'a> {
 
     fn empty(&self) -> Problem {
         Problem {
-            origin: self.origin(1),
+            origin: Origin::WholeFile(self.path.clone()),
             key: String::new(),
             reason: "the file is empty, so there are no upstreams".to_owned(),
             advice: "write at least `cluster.upstreams = [\"host:5432\"]`; if the file was being written just now, load it again"
@@ -121,7 +121,7 @@ pub(super) fn read(path: &Path) -> Result<String, Problem> {
 
 fn unreadable(path: &Path, reason: &str) -> Problem {
     Problem {
-        origin: Origin::File { path: path.to_owned(), line: 1 },
+        origin: Origin::WholeFile(path.to_owned()),
         key: String::new(),
         reason: format!("the configuration file {reason}"),
         advice: "name a readable TOML file with --config or TIDEGATE_CONFIG".to_owned(),

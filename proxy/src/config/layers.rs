@@ -14,15 +14,19 @@ use toml::de::{DeValue, ValueDeserializer};
 
 use super::file::{File, Setting};
 use super::problem::{Origin, Problem};
+use crate::telemetry::logs;
 
 /// Every variable of ours starts so.
 const PREFIX: &str = "TIDEGATE_";
 
-/// Variables that are no configuration keys: they belong to the command line, the log filter and tests.
-const NOT_KEYS: [&str; 4] = ["CONFIG", "DEBUG", "LOG", "LOG_FORMAT"];
+/// Variables that are no configuration keys: they belong to the command line and tests.
+const NOT_KEYS: [&str; 3] = ["CONFIG", "DEBUG", "LOG_FORMAT"];
 
-/// Below this similarity (Jaro-Winkler, 0 to 1) a suggestion would confuse more than it helps.
-const SIMILAR: f64 = 0.8;
+/// What is logged; no key either, since logs begin before the configuration is read.
+const LOG: &str = "LOG";
+
+/// Letters of a name for each that may be wrong: a suggestion further away would confuse more than it helps.
+const LETTERS_PER_MISTAKE: usize = 3;
 
 /// All that was written, by layer, and what was found in it so far.
 pub(super) struct Layers<'a> {
@@ -61,6 +65,7 @@ impl<'a> Layers<'a> {
         let Some(key) = name.strip_prefix(PREFIX).filter(|key| !NOT_KEYS.contains(key)) else { return };
         match value.to_str() {
             Some("") => {}
+            Some(text) if key == LOG => self.check_filter(name, text),
             Some(text) => drop(self.environment.insert(key.to_owned(), text)),
             None => self.problems.push(Problem {
                 origin: Origin::Environment(name.to_owned()),
@@ -68,6 +73,17 @@ impl<'a> Layers<'a> {
                 reason: "the value is not UTF-8 text".to_owned(),
                 advice: "set it again, or put the value into the file".to_owned(),
             }),
+        }
+    }
+
+    fn check_filter(&mut self, name: &str, text: &str) {
+        if let Err(reason) = logs::filter(text) {
+            self.problems.push(Problem {
+                origin: Origin::Environment(name.to_owned()),
+                key: String::new(),
+                reason,
+                advice: "write info, debug, or tidegate::pool=debug,info".to_owned(),
+            });
         }
     }
 
@@ -226,15 +242,17 @@ impl<'a> Layers<'a> {
     }
 
     fn unknown(&self, origin: Origin, key: String, guess: &str) -> Problem {
+        let last = guess.rsplit('.').next().unwrap_or(guess);
+        let mistakes_max = (last.chars().count() / LETTERS_PER_MISTAKE).max(1);
         let closest = self
             .known
             .iter()
-            .map(|known| (strsim::jaro_winkler(known, guess), *known))
-            .max_by(|a, b| a.0.total_cmp(&b.0))
-            .filter(|(likeness, _)| *likeness >= SIMILAR);
+            .map(|known| (strsim::damerau_levenshtein(known, guess), *known))
+            .min()
+            .filter(|(mistakes, _)| *mistakes <= mistakes_max);
         let reason = match origin {
             Origin::Environment(_) => "there is no such variable",
-            Origin::Default | Origin::File { .. } | Origin::Flag(_) => "unknown key",
+            Origin::Default | Origin::File { .. } | Origin::WholeFile(_) | Origin::Flag(_) => "unknown key",
         };
         let advice = match (&origin, closest) {
             (Origin::Environment(_), Some((_, known))) => {

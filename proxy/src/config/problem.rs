@@ -15,6 +15,8 @@ pub enum Origin {
         /// The line.
         line: usize,
     },
+    /// A file as a whole.
+    WholeFile(PathBuf),
     /// In this environment variable.
     Environment(String),
     /// In this command-line flag.
@@ -26,6 +28,7 @@ impl fmt::Display for Origin {
         match self {
             Self::Default => f.write_str("configuration"),
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
+            Self::WholeFile(path) => write!(f, "{}", path.display()),
             Self::Environment(name) => write!(f, "environment variable {name}"),
             Self::Flag(name) => write!(f, "flag {name}"),
         }

@@ -259,6 +259,38 @@ fn all_problems_are_reported_at_once() {
 }
 
 #[test]
+fn an_address_of_the_control_plane_that_several_others_take_is_one_problem() {
+    // Said once for each of them, and counted so.
+    let text =
+        with("listen.address = [\"127.0.0.1:7000\", \"127.0.0.1:7000\"]\nadmin.address = \"127.0.0.1:7000\"");
+
+    let message = Bench::new().file(&text).errors();
+
+    assert_eq!(message.matches("is a listen address as well").count(), 1, "{message}");
+    assert_eq!(message.lines().count(), 2, "{message}");
+}
+
+#[test]
+fn only_a_key_that_is_near_is_suggested() {
+    // A suggestion that has nothing to do with what was written sends its reader the wrong way.
+    for (mistake, suggested) in [
+        ("cluster.x = 1", None),
+        ("cluster.passfil = \"a\"", Some("cluster.passfile")),
+        ("pool.siez = 1", Some("pool.size")),
+        ("pools.size = 1", Some("pool.size")),
+        ("pool.prepared_statments = 1", Some("pool.prepared_statements")),
+        ("timeouts.idle_transaction = \"1s\"", Some("timeouts.idle_in_transaction")),
+        ("timeouts.statement = \"1s\"", None),
+        ("nonsense = 1", None),
+    ] {
+        let message = Bench::new().file(&with(mistake)).errors();
+
+        let found = message.split("did you mean `").nth(1).and_then(|rest| rest.split('`').next());
+        assert_eq!(found, suggested, "{mistake}: {message}");
+    }
+}
+
+#[test]
 fn a_refused_value_causes_no_further_complaint() {
     // The stand-in for a bad value is its default, which might contradict another value.
     let message = Bench::new().file(&with("[pool]\nsize = \"x\"\nmax_per_upstream = 5")).errors();
@@ -274,9 +306,12 @@ fn empty_and_missing_files_are_refused() {
         assert!(bench.errors().contains("no upstreams"), "{}", bench.errors());
     }
 
+    // A file that is not there has no first line.
     let mut missing = Bench::new();
     missing.sources.file = Some("nowhere.toml".into());
-    assert!(missing.errors().contains("nowhere.toml:1: the configuration file cannot be read"));
+    assert!(missing.errors().starts_with("nowhere.toml: the configuration file cannot be read"));
+    missing.sources.file = Some(missing.folder.path().to_owned());
+    assert!(missing.errors().contains(": the configuration file cannot be read: Is a directory"));
     assert!(Bench::new().errors().contains("there are no upstreams"));
 }
 
@@ -333,6 +368,33 @@ fn variables_are_named_in_their_problems() {
         message.contains("environment variable TIDEGATE_POOL_SIZE: pool.size: invalid type"),
         "{message}"
     );
+}
+
+#[test]
+fn a_filter_of_logs_that_makes_no_sense_is_refused() {
+    // Seen: it was taken for "info" without a word; and a level that is misspelt, for a module that nothing logs from.
+    for (filter, wrong) in [
+        ("info", None),
+        ("WARN", None),
+        ("off", None),
+        ("tidegate::pool=debug,info", None),
+        ("tidegate[session]=debug,info", None),
+        ("", None),
+        ("foo=bar=baz", Some("\"foo=bar=baz\" is no filter of logs")),
+        ("tidegate=inof", Some("\"tidegate=inof\" is no filter of logs")),
+        ("inof", Some("\"inof\" is no level; write info")),
+    ] {
+        let bench = Bench::new().file(LEAST).variable("TIDEGATE_LOG", filter);
+
+        match wrong {
+            None => assert!(bench.load().is_ok(), "{filter}: {}", bench.errors()),
+            Some(wrong) => {
+                let message = bench.errors();
+                assert!(message.contains("environment variable TIDEGATE_LOG: "), "{message}");
+                assert!(message.contains(wrong), "{filter}: {message}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::fmt::MakeWriter;
 
 use crate::cli::LogFormat;
@@ -30,13 +31,28 @@ static COUNTS: Counts = Counts { lost: AtomicU64::new(0), waiting: AtomicUsize::
 /// Installs the subscriber: human on a terminal, JSON otherwise, unless told. `TIDEGATE_LOG` filters. Panics are
 /// logged like everything else.
 pub fn install(format: Option<LogFormat>) -> LastLines {
-    let filter = EnvFilter::try_from_env("TIDEGATE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = std::env::var("TIDEGATE_LOG").ok().filter(|text| !text.is_empty());
+    // One that is wrong is refused with the configuration, and that is read next.
+    let filter = wanted.and_then(|text| filter(&text).ok()).unwrap_or_else(|| EnvFilter::new("info"));
     let format =
         format.unwrap_or(if io::stderr().is_terminal() { LogFormat::Human } else { LogFormat::Json });
     if let Err(error) = start(filter, format) {
         eprintln!("tidegate: logging is not available: {error}");
     }
     LastLines
+}
+
+/// Reads what `TIDEGATE_LOG` says.
+///
+/// # Errors
+/// What is wrong with it. A word alone must be a level: `inof` would quietly be a module that there is not.
+pub fn filter(text: &str) -> Result<EnvFilter, String> {
+    for part in text.split(',').map(str::trim) {
+        if !part.contains(['=', '[']) && part.parse::<LevelFilter>().is_err() {
+            return Err(format!("\"{part}\" is no level"));
+        }
+    }
+    EnvFilter::try_new(text).map_err(|error| format!("\"{text}\" is no filter of logs: {error}"))
 }
 
 /// Lines that are lost so far.
