@@ -19,20 +19,14 @@ fn main() -> ExitCode {
 fn run(options: &Options) -> ExitCode {
     let _last_lines = telemetry::logs::install(options.log_format);
     let sources = options.sources();
-    let config = match Config::load(&sources) {
+    let config = match cli::with_files(Config::load(&sources)) {
         Ok(config) => config,
-        Err(errors) => {
-            eprintln!("{errors}");
+        Err(refused) => {
+            // Nobody else is there to be told.
+            let _ = refused.show(&mut std::io::stderr().lock());
             return ExitCode::from(2);
         }
     };
-    let problems = server::file_problems(&config);
-    if !problems.is_empty() {
-        for problem in problems {
-            eprintln!("error: {problem}");
-        }
-        return ExitCode::from(2);
-    }
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

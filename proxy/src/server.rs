@@ -14,9 +14,9 @@ use tokio::time::timeout;
 
 use crate::alerts::Alerts;
 use crate::auth::scram::{KeyCache, SaltKey};
-use crate::auth::{ScramError, Secret, UserlistError};
+use crate::auth::{ScramError, Secret, Userlist, UserlistError};
 use crate::backend::{Connector, Login};
-use crate::config::{Config, ListenTlsMode, Sources, UpstreamAddress, reload_refusals};
+use crate::config::{Config, Files, ListenTlsMode, Sources, UpstreamAddress, reload_refusals};
 use crate::console::Ties;
 use crate::discovery::RecordError;
 use crate::exchange::facts::Reach;
@@ -491,10 +491,11 @@ fn server_tls(config: &Config) -> Result<Option<ServerTls>, TlsError> {
     }
 }
 
-/// Reads the files that a configuration names, keeps nothing, and says what is wrong with them.
-pub fn file_problems(config: &Config) -> Vec<String> {
-    let userlist = Secrets::load(config).err().map(|error| describe(&error));
-    let ours = server_tls(config).err().map(|error| describe(&error));
-    let theirs = ClientTls::new(&config.cluster.tls).err().map(|error| describe(&error));
-    [userlist, ours, theirs].into_iter().flatten().collect()
+/// Reads the files that a configuration names, keeps nothing, and says all that is wrong with them.
+pub fn file_problems(files: &Files) -> Vec<String> {
+    let userlist = files.userlist.as_deref().and_then(|path| Userlist::load(path).err());
+    let ours = ServerTls::problems(&files.listen_tls);
+    let theirs = ClientTls::problems(&files.upstream_tls);
+    let tls = ours.iter().chain(&theirs).map(|error| describe(error));
+    userlist.iter().map(|error| describe(error)).chain(tls).collect()
 }

@@ -232,11 +232,7 @@ fn check_readable(key: &'static str, path: &Path, layers: &mut Layers<'_>) {
         Ok(_) => return,
         Err(error) => format!("{} cannot be read: {error}", path.display()),
     };
-    layers.contradict(
-        &[key],
-        reason,
-        "correct the path, or give the user that runs tidegate the right to read it",
-    );
+    layers.fail(key, reason, "correct the path, or give the user that runs tidegate the right to read it");
 }
 
 fn check_sizes(config: &Config, layers: &mut Layers<'_>) {

@@ -188,6 +188,11 @@ impl<'a> Layers<'a> {
         });
     }
 
+    /// Whether the value of a key is refused.
+    pub(super) fn has_failed(&self, key: &str) -> bool {
+        self.failed.contains(key)
+    }
+
     /// Notes that a flag is refused before it became a value.
     pub(super) fn fail_flag(&mut self, key: &'static str, flag: &'static str, reason: &str, advice: &str) {
         self.origins.insert(key, Origin::Flag(flag));

@@ -76,6 +76,28 @@ pub struct Config {
     pub warnings: Vec<String>,
 }
 
+/// The files that a configuration names whose content is the business of others.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Files {
+    /// Of users and secrets.
+    pub userlist: Option<PathBuf>,
+    /// Of TLS towards applications.
+    pub listen_tls: ListenTls,
+    /// Of TLS towards PostgreSQL.
+    pub upstream_tls: UpstreamTls,
+}
+
+impl Config {
+    /// The files that it names.
+    pub fn files(&self) -> Files {
+        Files {
+            userlist: self.listen.userlist.clone(),
+            listen_tls: self.listen.tls.clone(),
+            upstream_tls: self.cluster.tls.clone(),
+        }
+    }
+}
+
 /// `[listen]`
 #[derive(Debug, Clone, PartialEq)]
 pub struct Listen {

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use super::Files;
+
 /// Where a value was written.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
@@ -67,6 +69,8 @@ pub struct ConfigErrors {
     pub problems: Vec<Problem>,
     /// What is allowed but probably not meant.
     pub warnings: Vec<String>,
+    /// The files that it names, as far as they can be read.
+    pub files: Box<Files>,
 }
 
 fn lines(problems: &[Problem]) -> String {

@@ -11,7 +11,7 @@ use super::file::{self, File};
 use super::layers::Layers;
 use super::problem::{ConfigErrors, Problem};
 use super::upstream_url::{self, UpstreamUrl};
-use super::{AuthMethod, Config, Password, check, tree};
+use super::{AuthMethod, Config, Files, Password, check, tree};
 
 /// Everything that an operator can say. Kept for the life of the process: a reload loads from it again.
 #[derive(Clone, Default)]
@@ -90,17 +90,40 @@ impl Config {
                 .push("the last line of the file has no end: was the file written whole?".to_owned());
         }
         let config = load_layers(sources, &mut layers);
+        let files = readable(config.files(), &layers);
         let Layers { problems, warnings, .. } = layers;
         if problems.is_empty() {
             Ok(Self { warnings, ..config })
         } else {
-            Err(ConfigErrors { problems, warnings })
+            Err(ConfigErrors { problems, warnings, files: Box::new(files) })
         }
     }
 }
 
 fn only(problem: Problem) -> ConfigErrors {
-    ConfigErrors { problems: vec![problem], warnings: Vec::new() }
+    ConfigErrors {
+        problems: vec![problem],
+        warnings: Vec::new(),
+        files: Box::new(Config::defaults().files()),
+    }
+}
+
+/// Those files of which nothing bad is known yet.
+fn readable(mut files: Files, layers: &Layers<'_>) -> Files {
+    for (key, path) in [
+        ("listen.userlist", &mut files.userlist),
+        ("listen.tls_cert", &mut files.listen_tls.cert),
+        ("listen.tls_key", &mut files.listen_tls.key),
+        ("listen.tls_client_ca", &mut files.listen_tls.client_ca),
+        ("cluster.tls_ca", &mut files.upstream_tls.ca),
+        ("cluster.tls_cert", &mut files.upstream_tls.cert),
+        ("cluster.tls_key", &mut files.upstream_tls.key),
+    ] {
+        if layers.has_failed(key) {
+            *path = None;
+        }
+    }
+    files
 }
 
 /// Flags, then the tree, then the rules. What is wrong stays in the layers.

@@ -17,6 +17,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use crate::cli;
 use crate::config::{Config, Problem};
 use source::Source;
 use target::Target;
@@ -67,15 +68,15 @@ pub fn run(path: &Path) -> ExitCode {
     }
     eprintln!("{} key(s) written; {} setting(s) not carried over, see the end", imported.set, imported.left);
     // Relative paths in it start from the folder where it is put, which is likely this one.
-    let config = match Config::parse(Path::new("tidegate.toml"), &imported.text) {
-        Ok(config) => config,
-        Err(errors) => return refused(&errors.problems),
-    };
-    for warning in &config.warnings {
-        eprintln!("warning: {warning}");
+    match cli::with_files(Config::parse(Path::new("tidegate.toml"), &imported.text)) {
+        Ok(config) => {
+            for warning in &config.warnings {
+                eprintln!("warning: {warning}");
+            }
+            ExitCode::SUCCESS
+        }
+        Err(errors) => refused(&errors.problems),
     }
-    let problems = crate::server::file_problems(&config);
-    if problems.is_empty() { ExitCode::SUCCESS } else { refused(&problems) }
 }
 
 fn refused<T: std::fmt::Display>(problems: &[T]) -> ExitCode {

@@ -21,6 +21,8 @@ use super::{TlsError, authorities, certificates, private_key, provider, refused_
 use crate::auth::scram::Binding;
 use crate::config::{SslMode, UpstreamTls};
 
+const CLIENT_CERTIFICATE: &str = "client certificate";
+
 /// How we reach servers over TLS. Whether to try at all, and what to do when a server has none, is the
 /// caller's part of `sslmode`.
 ///
@@ -69,13 +71,31 @@ impl ClientTls {
         let mut config = match (&settings.cert, &settings.key) {
             (None, None) => builder.with_no_client_auth(),
             (Some(cert), Some(key)) => builder
-                .with_client_auth_cert(certificates(cert, "client certificate")?, private_key(key)?)
+                .with_client_auth_cert(certificates(cert, CLIENT_CERTIFICATE)?, private_key(key)?)
                 .map_err(|source| refused_pair(cert, key, source))?,
             (Some(_), None) => return Err(missing("tls_key")),
             (None, Some(_)) => return Err(missing("tls_cert")),
         };
         config.resumption = Resumption::disabled();
         Ok(Some(Self { config: Arc::new(config), host }))
+    }
+
+    /// All that is wrong with the files, where [`ClientTls::new`] stops at the first.
+    pub fn problems(settings: &UpstreamTls) -> Vec<TlsError> {
+        if settings.mode == SslMode::Disable {
+            return Vec::new();
+        }
+        let (cert, key) = (settings.cert.as_deref(), settings.key.as_deref());
+        let alone = [
+            Self::new(&UpstreamTls { cert: None, key: None, ..settings.clone() }).err(),
+            cert.and_then(|path| certificates(path, CLIENT_CERTIFICATE).err()),
+            key.and_then(|path| private_key(path).err()),
+        ];
+        let problems: Vec<_> = alone.into_iter().flatten().collect();
+        if problems.is_empty() && cert.is_some() && key.is_some() {
+            return Self::new(settings).err().into_iter().collect();
+        }
+        problems
     }
 
     /// What `tokio_rustls::TlsConnector` needs for this host (a name, or an IP address without brackets).

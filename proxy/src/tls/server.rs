@@ -11,6 +11,9 @@ use super::{
     ALPN, TlsError, authorities, certificates, private_key, provider, refused_pair, tls_server_end_point,
 };
 use crate::auth::scram::Binding;
+use crate::config::{ListenTls, ListenTlsMode};
+
+const SERVER_CERTIFICATE: &str = "server certificate";
 
 /// How we present ourselves to applications, and whom of them we accept.
 #[derive(Debug, Clone)]
@@ -25,7 +28,7 @@ impl ServerTls {
     /// Loads a certificate chain (ours first) and its key. With `client_ca`, an application must present
     /// a certificate that one of these authorities signed.
     pub fn load(cert: &Path, key: &Path, client_ca: Option<&Path>) -> Result<Self, TlsError> {
-        let chain = certificates(cert, "server certificate")?;
+        let chain = certificates(cert, SERVER_CERTIFICATE)?;
         let binding = chain.first().map_or(Binding::Unavailable, tls_server_end_point);
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_safe_default_protocol_versions()
@@ -39,6 +42,26 @@ impl ServerTls {
         config.send_tls13_tickets = 0;
         config.session_storage = Arc::new(NoServerSessionStorage {});
         Ok(Self { config: Arc::new(config), binding })
+    }
+
+    /// All that is wrong with the files, where [`ServerTls::load`] stops at the first.
+    pub fn problems(settings: &ListenTls) -> Vec<TlsError> {
+        if settings.mode == ListenTlsMode::Disable {
+            return Vec::new();
+        }
+        let (cert, key) = (settings.cert.as_deref(), settings.key.as_deref());
+        let alone = [
+            cert.and_then(|path| certificates(path, SERVER_CERTIFICATE).err()),
+            key.and_then(|path| private_key(path).err()),
+            client_verifier(settings.client_ca.as_deref()).err(),
+        ];
+        let problems: Vec<_> = alone.into_iter().flatten().collect();
+        match (cert, key) {
+            (Some(cert), Some(key)) if problems.is_empty() => {
+                Self::load(cert, key, None).err().into_iter().collect()
+            }
+            _ => problems,
+        }
     }
 }
 
