@@ -333,6 +333,9 @@ async fn it_goes_back_with_everything_else() {
             ("sheddable".into(), "auto".into())
         );
         assert_eq!(value(&mut app, "SHOW work_mem").await, "5MB", "{reset}");
+        // For good: an error of the next borrower does not bring it back.
+        assert_eq!(app.query("SELECT 1/0").await.error_code(), "22012");
+        assert_eq!(show(&mut app, "lane").await, "auto", "{reset}");
     }
     run(&mut app, "SET tidegate.lane = read").await;
     run(&mut app, "BEGIN; RESET ALL").await;

@@ -43,10 +43,10 @@ impl Pager {
     pub(super) fn refused(&mut self, lane: Lane, extent: Extent, now: Instant) -> bool {
         match lane {
             Lane::Write => {
-                let stand_for_reads = extent == Extent::Server;
-                self.waits = self.waits.filter(|_| !stand_for_reads);
                 self.write = Known { refused: true, told: true };
                 self.extent = Some(extent);
+                let untold = self.read.refused && !self.read.told && !self.covers_reads();
+                self.waits = untold.then(|| self.waits.unwrap_or(now));
                 true
             }
             Lane::Read => {
@@ -171,6 +171,13 @@ mod tests {
 
         assert_eq!(over(&mut pager, Lane::Write), [Lane::Write]);
         assert_eq!(over(&mut pager, Lane::Read), [Lane::Read]);
+
+        // Also if the incident was about the server before.
+        let mut narrower = Pager::default();
+        narrower.refused(Lane::Write, Extent::Server, now);
+        assert!(!narrower.refused(Lane::Read, Extent::Server, now));
+        assert!(narrower.refused(Lane::Write, Extent::Lane, now));
+        assert!(narrower.is_due(now + TOGETHER));
 
         // Unless writes are found to stop for that reason, too, before reads have paged.
         assert!(pager.refused(Lane::Write, Extent::Lane, now));

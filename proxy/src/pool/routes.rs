@@ -66,7 +66,7 @@ impl Loss {
     /// Of the primary that there was, if any.
     fn of(primary: Option<&Arc<Upstream>>) -> Self {
         let now = Instant::now();
-        if primary.is_some_and(is_refusing) { Self::Stalled(now) } else { Self::Sudden(now) }
+        if primary.is_some_and(stalls) { Self::Stalled(now) } else { Self::Sudden(now) }
     }
 
     const fn at(self) -> Instant {
@@ -464,6 +464,13 @@ fn is_refusing(upstream: &Arc<Upstream>) -> bool {
     !upstream.guard.phase(Lane::Write).admits()
 }
 
+/// Whether they are refused for something other than that it was told to take none: that is how a switchover begins.
+fn stalls(upstream: &Arc<Upstream>) -> bool {
+    let standing = upstream.guard.standing(Lane::Write);
+    let cause = standing.cause.as_ref().map(|found| found.cause);
+    is_refusing(upstream) && !matches!(cause, Some(Cause::ReadOnly | Cause::InRecovery))
+}
+
 /// Whether its breaker lets reads through.
 #[inline]
 fn admits(upstream: &Arc<Upstream>) -> bool {
@@ -483,7 +490,7 @@ fn differs(old: &Topology, new: &Topology) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use tidegate_layers::breaker::{Force, Phase};
+    use tidegate_layers::breaker::Phase;
     use tidegate_layers::shed::Ask;
     use tidegate_tests::wait_until;
     use tokio::runtime::Handle;
@@ -493,6 +500,7 @@ mod tests {
     use super::super::{Lease, Pool};
     use super::*;
     use crate::config::{Password, Sources};
+    use crate::exchange::Diagnosis;
     use crate::upstream::{Epoch, UpstreamId};
 
     const SOON: Duration = Duration::from_secs(10);
@@ -543,16 +551,17 @@ mod tests {
         assert_eq!(outlive((STANDBY, Health::Up), (Some(Role::Primary), Health::Up)), 0, "promoted");
     }
 
-    /// How long a write may wait for a primary that was lost just now, after this order to its write lane.
-    async fn held_after(order: Force) -> Duration {
+    /// How long a write may wait for a primary that was lost just now, after its writes were refused for this.
+    async fn held_after(found: Option<Cause>) -> Duration {
         let pool = pool();
         let guard = &pool.upstream.guard;
         let routes = Routes::new(vec![Arc::clone(&pool.upstream)], policy());
         pool.upstream.watch(&Handle::current(), &Handle::current());
         routes.publish(known(&pool, Some(Role::Primary), 1, Health::Up));
-        guard.breaker(Lane::Write).force(order);
-        let obeyed = || matches!(guard.phase(Lane::Write), Phase::ForcedOpen) == (order == Force::Open);
-        wait_until(SOON, "the order is obeyed", obeyed).await;
+        if let Some(cause) = found {
+            guard.breaker(Lane::Write).report(Arc::new(Diagnosis::of(cause)));
+        }
+        wait_until(SOON, "they are refused", || is_refusing(&pool.upstream) == found.is_some()).await;
 
         routes.publish(known(&pool, None, 2, Health::Down));
 
@@ -568,8 +577,12 @@ mod tests {
     async fn writes_wait_for_the_end_of_a_failover_and_not_of_a_stall() {
         // Seen: a primary that could not be reached. For a second its writes were refused at once; then it was called lost,
         // and they hung for up to 1.5 s each.
-        assert!(held_after(Force::Auto).await > Duration::from_secs(1));
-        assert_eq!(held_after(Force::Open).await, Duration::ZERO);
+        for switched in [None, Some(Cause::ReadOnly), Some(Cause::InRecovery)] {
+            assert!(held_after(switched).await > Duration::from_secs(1), "{switched:?}");
+        }
+        for stalled in [Cause::Unreachable, Cause::Frozen, Cause::SyncStandby] {
+            assert_eq!(held_after(Some(stalled)).await, Duration::ZERO, "{stalled:?}");
+        }
     }
 
     #[tokio::test]

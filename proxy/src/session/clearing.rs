@@ -145,6 +145,8 @@ impl Session {
             }
             self.to_app.insert(|out| clear.put(out));
         }
+        // Nothing that comes later takes it back.
+        talk.terms.end_transaction();
         self.say_ready();
         self.talk.drop_request(header, &mut self.to_db);
         true

@@ -109,7 +109,7 @@ impl Session {
                 lease.give_back();
                 return self.end_without(code, &message).await;
             }
-            Unsent::Settings(SettingsRefused::Lost) => unsettled(&self.pool, self.watch.lane()),
+            Unsent::Settings(SettingsRefused::Lost) => self.unsent_for(self.watch.lane()),
             Unsent::Late => {
                 let retry_after = self.pool.upstream.limits().codel.target;
                 Refusal::Shed { lane: self.watch.lane(), reason: Reason::Deadline, retry_after }
@@ -124,6 +124,13 @@ impl Session {
         }
         self.refuse(&refusal);
         Flowing::On
+    }
+
+    /// Why the server did not answer us, as far as its breaker has found out by now.
+    fn unsent_for(&self, lane: Lane) -> Refusal {
+        let lost = unsettled(&self.pool, lane);
+        let admitted = self.pool.upstream.guard.admit(lane, Instant::now());
+        admitted.map_or_else(|open| Refusal::breaker_open(lane, open), |()| lost)
     }
 
     /// A setting that worked before does not work on this backend. Without it the session would not be what

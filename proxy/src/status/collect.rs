@@ -20,6 +20,7 @@ use crate::pool::{Pool, Upstream};
 use crate::server::Shared;
 use crate::sql::Lane;
 use crate::telemetry::{lanes, metrics};
+use crate::upstream::WhyNot;
 use crate::watchdog::Who;
 
 /// Pools that are listed one by one; those beyond are summed up, so that users and databases, which applications
@@ -38,6 +39,7 @@ pub fn lane_source(shared: &Shared, lane: Lane) -> LaneSource {
     };
     let server = shared.routes.look(reach);
     let nowhere = server.as_ref().err().copied();
+    let lost = matches!(nowhere, Some(WhyNot::NoPrimary { .. }));
     let server = server.unwrap_or_else(|_| shared.routes.primary());
     let standing = server.guard.standing(lane);
     let forced = || Diagnosis::of(Cause::Forced);
@@ -54,7 +56,7 @@ pub fn lane_source(shared: &Shared, lane: Lane) -> LaneSource {
         order: shared.board.orders.of(lane),
         diagnosis,
         nowhere,
-        since: nowhere.and_then(|_| shared.routes.lost_since()).or(Some(standing.since)),
+        since: lost.then(|| shared.routes.lost_since()).flatten().or(Some(standing.since)),
         in_flight: Some(lanes().map(|lane| lane.in_flight as u64).sum()),
         queued: Some(lanes().map(|lane| lane.waiting as u64).sum()),
         oldest_in_flight: upstreams.iter().filter_map(|upstream| upstream.guard.oldest(lane)).max(),

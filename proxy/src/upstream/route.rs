@@ -169,7 +169,7 @@ fn no_primary(topology: &Topology) -> WhyNot {
     let failing =
         silent().find(wrote).or_else(|| silent().find(|view| view.cause.is_some())).or(silent().next());
     let cause = match failing {
-        Some(view) if view.health == Health::Unknown => Cause::Unknown,
+        Some(view) if matches!(view.health, Health::Unknown | Health::Proving) => Cause::Unknown,
         Some(view) => view.cause.unwrap_or(Cause::Unreachable),
         None if all().any(|view| wrote(&view)) => Cause::Unknown,
         None => Cause::InRecovery,
@@ -215,7 +215,8 @@ fn read(
 
 /// Where several take writes and none is the primary, all have what was written before they parted.
 fn any_of_several(topology: &Topology) -> Option<&UpstreamView> {
-    let usable = |view: &&UpstreamView| view.fenced.is_none() && view.health.is_usable();
+    let writes = |view: &UpstreamView| view.observed.is_some_and(|(seen, _)| !seen.in_recovery);
+    let usable = |view: &&UpstreamView| view.fenced.is_none() && view.health.is_usable() && writes(view);
     (topology.writes() == Writes::SplitBrain).then(|| topology.upstreams().iter().find(usable)).flatten()
 }
 
@@ -376,16 +377,18 @@ mod tests {
         // Seen: after a restart in a split brain no server had a role, and reads were refused though both answered.
         let mut bench = Bench::without_primary();
         bench.writes = Writes::SplitBrain;
-        bench.views.truncate(2);
-        bench.views.iter_mut().for_each(|view| (view.role, view.health) = (None, Health::Up));
+        let observed = bench.views[0].observed;
+        for view in &mut bench.views[1..] {
+            (view.role, view.observed) = (None, observed);
+        }
+        bench.views[1].health = Health::Down;
+        // A standby that is late is none of them.
+        bench.views[0] = UpstreamView { lag: Some(POLICY.max_lag * 2), ..view(0, Role::Standby, bench.now) };
         for from in [ReadFrom::Primary, ReadFrom::PreferStandby] {
             bench.policy.from = from;
-            assert_eq!(bench.read(), Ok(0));
+            assert_eq!(bench.read(), Ok(2));
         }
         assert_eq!(bench.route(Lane::Write, 0), Err(WhyNot::SplitBrain));
-
-        bench.views[0].health = Health::Down;
-        assert_eq!(bench.read(), Ok(1));
     }
 
     #[test]
