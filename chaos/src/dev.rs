@@ -1,27 +1,29 @@
-//! `make run`: a primary, a standby and a sidecar, for a look at them; Ctrl-C removes everything.
+//! `make run`: a primary, a synchronous standby and a sidecar, for a look at them; SIGUSR1 makes commits hang, and
+//! again work; Ctrl-C removes everything.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep};
 use url::Url;
 
 use crate::cli::on_path;
 use crate::cluster::{
-    self, Cluster, ClusterOptions, NodeOptions, Owner, Programs, Replication, Workdir, quote_identifier,
+    self, Cluster, ClusterOptions, Node, NodeOptions, Owner, Programs, Replication, Workdir, quote_identifier,
 };
 
 /// How long a sidecar may take to serve.
 const READY_WITHIN: Duration = Duration::from_secs(20);
 
-/// How long it may drain after Ctrl-C. Nobody's data is at stake here.
-const DRAIN: Duration = Duration::from_secs(2);
+/// How long it drains after Ctrl-C, unless told otherwise. Nobody's data is at stake here.
+const DRAIN: &str = "2s";
 
 /// What to start.
 #[derive(Debug, Clone, clap::Args)]
@@ -83,29 +85,88 @@ pub enum Error {
 pub async fn run(options: Options) -> Result<(), Error> {
     check_free(options.listen, "listen")?;
     check_free(options.admin, "admin")?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
-    let mut terminated = signal(SignalKind::terminate())?;
+    let mut end = End::new()?;
+    let mut toggles = signal(SignalKind::user_defined1())?;
     let behind = tokio::select! {
         behind = behind(options.upstream.clone()) => behind?,
-        _ = interrupted.recv() => return Ok(()),
-        _ = terminated.recv() => return Ok(()),
+        () = end.told() => return Ok(()),
     };
     let mut sidecar = Sidecar::start(&options, &behind)?;
     let ended = async {
         sidecar.wait_ready(options.listen).await?;
-        println!("{}", banner(&options, &behind));
+        println!("{}", banner(&options, &behind)?);
         Err(Error::SidecarEnded(sidecar.child.wait().await?))
     };
     let outcome = tokio::select! {
         outcome = ended => outcome,
-        _ = interrupted.recv() => Ok(()),
-        _ = terminated.recv() => Ok(()),
+        outcome = obey(&mut toggles, behind.standby()) => outcome,
+        () = end.told() => Ok(()),
     };
     if outcome.is_ok() {
         println!("\nremoving everything");
-        sidecar.stop().await?;
+        sidecar.stop(&mut end).await?;
     }
     outcome
+}
+
+/// Ctrl-C or SIGTERM.
+struct End {
+    interrupted: Signal,
+    terminated: Signal,
+}
+
+impl End {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            interrupted: signal(SignalKind::interrupt())?,
+            terminated: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn told(&mut self) {
+        tokio::select! {
+            _ = self.interrupted.recv() => {}
+            _ = self.terminated.recv() => {}
+        }
+    }
+}
+
+/// Freezes what commits wait for, and lets it go on, by turns. Without a standby of ours nothing happens.
+async fn obey(toggles: &mut Signal, standby: Option<Arc<Node>>) -> Result<(), Error> {
+    let mut now = Standby::Goes;
+    loop {
+        toggles.recv().await;
+        let Some(standby) = standby.clone() else { continue };
+        now = tokio::task::spawn_blocking(move || now.other(&standby)).await.map_err(io::Error::other)??;
+        println!("\n  {}\n", now.words());
+    }
+}
+
+/// What commits wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Standby {
+    Goes,
+    Frozen,
+    /// It has lost its connection, and makes another within seconds.
+    Reconnects,
+}
+
+impl Standby {
+    fn other(self, standby: &Node) -> cluster::Result<Self> {
+        if self == Self::Frozen {
+            return standby.thaw().map(|()| Self::Goes);
+        }
+        let frozen = standby.freeze_only("walreceiver")?;
+        Ok(if frozen > 0 { Self::Frozen } else { Self::Reconnects })
+    }
+
+    const fn words(self) -> &'static str {
+        match self {
+            Self::Goes => "the standby goes on: commits work again",
+            Self::Frozen => "the standby is frozen: commits hang",
+            Self::Reconnects => "the standby is connecting to the primary; try again in a few seconds",
+        }
+    }
 }
 
 /// Before anything is started: the message must not come after a minute of set-up.
@@ -121,8 +182,14 @@ struct Behind {
     database: String,
     /// How to call it.
     psql: String,
-    /// What keeps our own servers alive.
-    _cluster: Option<Cluster>,
+    /// Our own servers, which live as long as this.
+    cluster: Option<Cluster>,
+}
+
+impl Behind {
+    fn standby(&self) -> Option<Arc<Node>> {
+        self.cluster.as_ref()?.standbys().first().map(Arc::clone)
+    }
 }
 
 async fn behind(given: Vec<Url>) -> Result<Behind, Error> {
@@ -135,17 +202,17 @@ async fn behind(given: Vec<Url>) -> Result<Behind, Error> {
     let database = first.path().trim_start_matches('/');
     let database = if database.is_empty() { user.clone() } else { database.to_owned() };
     let urls = given.iter().map(Url::to_string).collect();
-    Ok(Behind { urls, user, database, psql: "psql".to_owned(), _cluster: None })
+    Ok(Behind { urls, user, database, psql: "psql".to_owned(), cluster: None })
 }
 
 fn start_cluster() -> Result<Behind, Error> {
     let programs = Programs::find()?;
-    println!("starting PostgreSQL {}: a primary and a standby", programs.full_version());
+    println!("starting PostgreSQL {}: a primary and a synchronous standby", programs.full_version());
     let psql = psql_of(&programs, on_path("psql").is_some());
     let options = ClusterOptions {
         node: NodeOptions::new(programs),
         standbys: 1,
-        replication: Replication::Asynchronous,
+        replication: Replication::Synchronous,
     };
     let cluster = Cluster::start(&options)?;
     let caller = Owner::caller().name().to_owned();
@@ -158,7 +225,7 @@ fn start_cluster() -> Result<Behind, Error> {
     let standbys = cluster.standbys().iter().map(|standby| standby.url());
     let urls = std::iter::once(cluster.primary().url()).chain(standbys).collect();
     let postgres = || "postgres".to_owned();
-    Ok(Behind { urls, user: postgres(), database: postgres(), psql, _cluster: Some(cluster) })
+    Ok(Behind { urls, user: postgres(), database: postgres(), psql, cluster: Some(cluster) })
 }
 
 /// The banner's command must work where it is pasted.
@@ -166,15 +233,23 @@ fn psql_of(programs: &Programs, on_path: bool) -> String {
     if on_path { "psql".to_owned() } else { programs.program("psql").display().to_string() }
 }
 
-fn banner(options: &Options, behind: &Behind) -> String {
-    let (host, port) = (options.listen.ip(), options.listen.port());
+fn banner(options: &Options, behind: &Behind) -> Result<String, Error> {
+    let (host, port, admin) = (options.listen.ip(), options.listen.port(), options.admin);
     let Behind { user, database, psql, .. } = behind;
-    format!(
+    let stall = behind.standby().map_or_else(String::new, |_| {
+        format!(
+            "\n  stall:    kill -USR1 {}   (commits hang; once more: they work again)",
+            std::process::id()
+        )
+    });
+    let tidegate = binary(options)?;
+    Ok(format!(
         "\n  connect:  {psql} -h {host} -p {port} -U {user} {database}\n  \
-           admin:    http://{}/\n  \
+           admin:    http://{admin}/\n  \
+           status:   {} status --watch --admin {admin}{stall}\n  \
            Ctrl-C removes everything\n",
-        options.admin
-    )
+        tidegate.display()
+    ))
 }
 
 /// The sidecar's process, which ends with its folder.
@@ -199,6 +274,9 @@ impl Sidecar {
         if std::env::var_os("TIDEGATE_STATE_DIR").is_none() {
             command.env("TIDEGATE_STATE_DIR", workdir.path().join("state"));
         }
+        if std::env::var_os("TIDEGATE_TIMEOUTS_DRAIN").is_none() {
+            command.env("TIDEGATE_TIMEOUTS_DRAIN", DRAIN);
+        }
         let child = command.spawn().map_err(|source| Error::NoSidecar { program, source })?;
         Ok(Self { child, _workdir: workdir })
     }
@@ -217,15 +295,16 @@ impl Sidecar {
         Err(Error::NotReady(READY_WITHIN))
     }
 
-    /// SIGTERM and a moment to drain; what is left then is killed.
-    async fn stop(&mut self) -> Result<(), Error> {
+    /// SIGTERM, so that it drains and tells its sessions. Who has no patience says so once more.
+    async fn stop(&mut self, end: &mut End) -> Result<(), Error> {
         let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok());
         if let Some(pid) = pid.and_then(rustix::process::Pid::from_raw) {
             // It may just have ended.
             let _ = rustix::process::kill_process(pid, rustix::process::Signal::TERM);
         }
-        if timeout(DRAIN, self.child.wait()).await.is_err() {
-            self.child.kill().await?;
+        tokio::select! {
+            ended = self.child.wait() => drop(ended?),
+            () = end.told() => self.child.kill().await?,
         }
         Ok(())
     }

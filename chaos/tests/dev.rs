@@ -62,6 +62,12 @@ impl Run {
     fn line(&mut self, containing: &str) -> String {
         self.lines.by_ref().map_while(Result::ok).find(|line| line.contains(containing)).unwrap()
     }
+
+    #[expect(clippy::unwrap_used, reason = "a helper of tests")]
+    fn interrupt(&self) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    }
 }
 
 #[test]
@@ -83,11 +89,7 @@ fn the_printed_line_connects_and_interrupt_removes_everything() {
     let answer = String::from_utf8(answer.stdout).unwrap();
     let (user, data) = answer.trim().split_once('|').unwrap();
     let data = PathBuf::from(data);
-    rustix::process::kill_process(
-        rustix::process::Pid::from_raw(i32::try_from(run.child.id()).unwrap()).unwrap(),
-        rustix::process::Signal::INT,
-    )
-    .unwrap();
+    run.interrupt();
     let status = run.child.wait().unwrap();
 
     assert_eq!(user, "postgres");
@@ -95,6 +97,63 @@ fn the_printed_line_connects_and_interrupt_removes_everything() {
     assert!(status.success());
     assert!(inhabitants(&data).is_empty() && inhabitants(&folder).is_empty());
     assert!(!data.exists() && !folder.exists());
+}
+
+#[test]
+fn the_printed_line_makes_commits_hang_and_again_work_and_a_frozen_standby_is_removed_too() {
+    // A look at a database that is well shows nothing of what the sidecar is for.
+    let (_dir, sidecar) = script(RELAY);
+    let (listen, admin) = (PortLease::take().unwrap(), PortLease::take().unwrap());
+    let mut run = Run::start(dev(&sidecar, listen.port(), admin.port()));
+    let connect = run.line("psql -h");
+    let psql = |sql: &str| {
+        let mut words = connect.trim().strip_prefix("connect:").unwrap().split_whitespace();
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).args(["-XAtc", sql]).stdout(Stdio::piped());
+        command
+    };
+    let stall = run.line("stall:");
+    let words: Vec<&str> = stall.trim().strip_prefix("stall:").unwrap().split_whitespace().take(3).collect();
+    let toggle = || assert!(Command::new(words[0]).args(&words[1..]).status().unwrap().success());
+
+    toggle();
+    run.line("frozen");
+    let mut write = psql("CREATE TABLE kept ()").spawn().unwrap();
+    let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    while psql(waiting).output().unwrap().stdout != b"1\n" {
+        assert_eq!(write.try_wait().unwrap(), None, "the commit waits");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    toggle();
+    run.line("goes on");
+    assert!(write.wait().unwrap().success());
+
+    toggle();
+    run.line("frozen");
+    let data = psql("SHOW data_directory").output().unwrap().stdout;
+    let data = PathBuf::from(String::from_utf8(data).unwrap().trim());
+    run.interrupt();
+    assert!(run.child.wait().unwrap().success());
+    assert!(inhabitants(&data).is_empty() && !data.exists());
+}
+
+#[test]
+fn a_sidecar_has_time_to_tell_its_sessions_at_the_end() {
+    // Seen: it was killed while it drained, so that applications met a connection that just broke.
+    let text = "#!/bin/sh\ntrap 'sleep 4; echo told; exit 0' TERM\necho drain $TIDEGATE_TIMEOUTS_DRAIN\n\
+                while :; do sleep 0.1; done\n";
+    let (_dir, sidecar) = script(text);
+    let (listen, admin) = (PortLease::take().unwrap(), PortLease::take().unwrap());
+    let mut command = dev(&sidecar, listen.port(), admin.port());
+    command.args(["--upstream", "postgres://somebody@127.0.0.1:1/somewhere"]);
+    command.env_remove("TIDEGATE_TIMEOUTS_DRAIN");
+    let mut run = Run::start(command);
+    assert_eq!(run.line("drain "), "drain 2s");
+
+    run.interrupt();
+
+    run.line("told");
+    assert!(run.child.wait().unwrap().success());
 }
 
 #[test]
