@@ -24,8 +24,15 @@ fn event(entry: &Entry) -> Event {
         upstream: decision.subject.upstream.as_deref().map(str::to_owned),
         what,
         cause: decision.cause.map(|cause| cause.word().to_owned()),
-        evidence: Some(decision.evidence.to_string()).filter(|evidence| !evidence.is_empty()),
+        evidence: Some(evidence(decision).to_owned()).filter(|evidence| !evidence.is_empty()),
     }
+}
+
+/// What was known; without the server at its beginning, which is shown before it.
+fn evidence(decision: &Decision) -> &str {
+    let named = decision.subject.upstream.as_deref();
+    let rest = named.and_then(|name| decision.evidence.strip_prefix(name)?.strip_prefix(' '));
+    rest.unwrap_or(&decision.evidence)
 }
 
 /// How urgent it was, and what happened.
@@ -65,10 +72,49 @@ fn sentence(decision: &Decision) -> (Level, String) {
         },
         (Kind::Watchdog, _) if to == "alive" => plain(Level::Ok, "Threads that hung make progress again."),
         (Kind::Watchdog, _) => plain(Level::Critical, "Threads of the sidecar make no progress."),
-        (Kind::Breaker | Kind::Topology | Kind::Journal, _) => {
-            (Level::Warning, format!("{}: from {from} to {to}.", decision.kind.word()))
+        (Kind::Topology, _) => match topology(to) {
+            Some((level, text)) => plain(level, text),
+            None => (Level::Warning, format!("The upstreams changed: {to}.")),
+        },
+        (Kind::Journal, _) => {
+            plain(Level::Warning, "The journal is written to the disk again; entries are missing in it.")
         }
+        (Kind::Breaker, None) => (Level::Warning, format!("{}: from {from} to {to}.", decision.kind.word())),
     }
+}
+
+/// Its words are in [`crate::discovery::What::word`]; those of another release may be others.
+fn topology(word: &str) -> Option<(Level, &'static str)> {
+    Some(match word {
+        "cluster_established" => (Level::Ok, "It is known now which cluster the servers are of."),
+        "primary_elected" => {
+            (Level::Ok, "A primary was found; writes follow once one was seen to commit there.")
+        }
+        "writes_opened" => (Level::Ok, "Writes go to the primary: one was seen to commit there."),
+        "primary_lost" => {
+            (Level::Critical, "The primary was lost; writes go nowhere until there is another.")
+        }
+        "split_brain" => {
+            (Level::Critical, "Several servers take writes on one timeline: writes are refused.")
+        }
+        "split_brain_over" => (Level::Ok, "No more than one server takes writes again."),
+        "undecided" => {
+            (Level::Critical, "The servers are of several clusters, none with more than half of them.")
+        }
+        "roles_listed" => (Level::Ok, "Roles are those of the list from now on, whatever servers say."),
+        "fenced" => (Level::Critical, "A server is fenced: it is not used, whatever it says."),
+        "unfenced" => (Level::Ok, "A server is fenced no more; it has to prove itself."),
+        "admitted" => (Level::Ok, "A server that was gone is used again."),
+        "ejected" => (Level::Warning, "A server is not used until it has proven itself."),
+        "members_changed" => (Level::Ok, "The list of upstreams is another one now."),
+        "members_refused" => {
+            (Level::Warning, "Another list of upstreams was refused; what was in force stays.")
+        }
+        "address_changed" => (Level::Ok, "A server's name leads elsewhere; its old connections are closed."),
+        "patroni_lost" => (Level::Warning, "Patroni does not answer: roles are found by asking the servers."),
+        "patroni_back" => (Level::Ok, "Patroni answers again: it says which server is the primary."),
+        _ => return None,
+    })
 }
 
 /// A breaker's words are in `tidegate_layers::breaker::Phase::name`.
@@ -106,7 +152,11 @@ fn breaker(lane: Lane, from: &str, to: &str, cause: Option<Cause>) -> (Level, St
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::discovery::What;
     use crate::journal::Subject;
+    use crate::upstream::membership::Refused;
+    use crate::upstream::topology::Role;
+    use crate::upstream::{Fence, Lineage, Lsn, SystemIdentifier};
 
     #[test]
     fn the_timeline_is_bounded_and_newest_first() {
@@ -134,5 +184,63 @@ mod tests {
 
         assert_eq!(level, Level::Critical);
         assert_eq!(what, "Writes are refused from now on: commits wait for a synchronous standby.");
+    }
+
+    /// All that topology decides: the one after `what`, which a new one makes incomplete for the compiler.
+    fn after(what: &What) -> Option<What> {
+        let fence = Fence::ForeignVersion { major: 17, established: 18 };
+        Some(match what {
+            What::ClusterEstablished(_) => What::PrimaryElected,
+            What::PrimaryElected => What::WritesOpened { lsn: Lsn(1) },
+            What::WritesOpened { .. } => What::PrimaryLost,
+            What::PrimaryLost => What::SplitBrain { claimants: Vec::new() },
+            What::SplitBrain { .. } => What::SplitBrainOver,
+            What::SplitBrainOver => What::Undecided,
+            What::Undecided => What::RolesListed,
+            What::RolesListed => What::Fenced(fence),
+            What::Fenced(_) => What::Unfenced(fence),
+            What::Unfenced(_) => What::Admitted(Role::Standby),
+            What::Admitted(_) => What::Ejected(Role::Standby),
+            What::Ejected(_) => What::MembersChanged { added: Vec::new(), removed: Vec::new() },
+            What::MembersChanged { .. } => What::MembersRefused(Refused::Empty),
+            What::MembersRefused(_) => What::AddressChanged,
+            What::AddressChanged => What::PatroniLost,
+            What::PatroniLost => What::PatroniBack,
+            What::PatroniBack => return None,
+        })
+    }
+
+    #[test]
+    fn every_change_of_the_topology_is_a_sentence_that_alarms_when_somebody_should_be_woken() {
+        // "topology: from  to writes_opened." as a warning is what each normal start showed.
+        let lineage = Lineage { system: SystemIdentifier(7), major: 18 };
+        let all = std::iter::successors(Some(What::ClusterEstablished(lineage)), after);
+        for what in all {
+            let decision = Decision::new(Kind::Topology).change("", what.word());
+
+            let (level, text) = sentence(&decision);
+
+            assert!(topology(what.word()).is_some(), "{} has no sentence", what.word());
+            assert!(text.starts_with(char::is_uppercase) && text.ends_with('.'), "{text}");
+            assert_eq!(
+                what.is_alarming(),
+                level == Level::Critical || what.word() == "members_refused",
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_evidence_does_not_name_the_server_again() {
+        // The server is shown in front of it.
+        let decision = Decision::new(Kind::Topology)
+            .about(Subject { upstream: Some("db:5432".into()), lane: None })
+            .evidence("db:5432 is the primary; why=newest_timeline epoch=1");
+
+        assert_eq!(evidence(&decision), "is the primary; why=newest_timeline epoch=1");
+        assert_eq!(
+            evidence(&Decision { subject: Subject::default(), ..decision.clone() }),
+            &*decision.evidence
+        );
     }
 }

@@ -67,6 +67,8 @@ fn start(filter: EnvFilter, format: LogFormat) -> Result<(), Box<dyn std::error:
     // What cannot be logged has nowhere to be told; by default it would be a panic.
     let builder =
         tracing_subscriber::fmt().with_env_filter(filter).with_writer(queue).log_internal_errors(false);
+    // Not said on a terminal: there NO_COLOR decides.
+    let builder = if io::stderr().is_terminal() { builder } else { builder.with_ansi(false) };
     match format {
         LogFormat::Human => builder.try_init(),
         LogFormat::Json => builder.json().flatten_event(true).try_init(),
