@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use tidegate_chaos::cluster::{Owner, PortLease, Programs, Workdir};
 use tidegate_tests::{
-    Credentials, Frames, Greeting, Message, Problem, Proxy, Reply, ScriptedApp, Signal, wait_for, wait_until,
-    within,
+    Credentials, Frames, Greeting, Message, Problem, Proxy, Reply, ScriptedApp, Signal, shared_postgres,
+    wait_for, wait_until, within,
 };
 
 use crate::drivers::{folder, installed, set_up};
@@ -697,6 +697,28 @@ async fn the_console_ends_with_the_process() {
     let last = console.expect_end().await;
     assert_eq!(last[0].problem().unwrap().code(), "57P01");
     assert!(rig.bench.proxy.wait_exit(SOON).await.success());
+}
+
+#[tokio::test]
+async fn an_upstream_says_the_same_of_itself_everywhere() {
+    // Seen: epoch 1 in the console and 17 on the page, and a server that is alone was `unknown` for good.
+    let rig = Rig::start(trusting("")).await;
+    let mut app = rig.app().await;
+    run(&mut app, "SELECT 1").await;
+    let mut console = console(rig.proxy()).await;
+    let name = format!("127.0.0.1:{}", shared_postgres().port());
+
+    wait_for(SOON, "it is seen to answer", async || {
+        (cell(&mut console, "UPSTREAMS", &name, "state").await.as_deref() == Some("up")).then_some(())
+    })
+    .await;
+
+    let epoch = number(&mut console, "UPSTREAMS", &name, "epoch").await;
+    let page = rig.proxy().get("/status").await.body;
+    let page: serde_json::Value = serde_json::from_str(&page).unwrap();
+    let metric = rig.proxy().metrics().await.get("tidegate_upstream_epoch", &[]);
+    assert_eq!(page["upstreams"][0]["epoch"], epoch);
+    assert_eq!(metric, Some(f64::from(u32::try_from(epoch).unwrap())));
 }
 
 /// Runs a program that says "ok" at its end.

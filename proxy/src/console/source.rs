@@ -4,12 +4,14 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use tidegate_layers::breaker::Phase;
 use tokio::time::Instant;
 
 use crate::journal::Entry;
 use crate::pool::{LaneState, Upstream};
 use crate::server::Shared;
 use crate::sql::Lane;
+use crate::upstream::topology::Health;
 
 /// A lane of an upstream.
 #[derive(Debug, Clone, Default)]
@@ -54,7 +56,7 @@ pub(super) struct UpstreamRow {
     pub(super) state: Option<String>,
     pub(super) timeline: Option<u64>,
     pub(super) lag: Option<Duration>,
-    /// Counts changes of the primary.
+    /// As in [`crate::status::UpstreamStatus::epoch`].
     pub(super) epoch: u64,
     pub(super) backends: usize,
     pub(super) backends_max: usize,
@@ -126,7 +128,7 @@ pub(super) fn upstreams(shared: &Shared) -> Vec<UpstreamRow> {
             role: shared.routes.role(upstream).map(str::to_owned),
             state: view.as_ref().map(|view| {
                 view.fenced.map_or_else(
-                    || view.health.word().to_owned(),
+                    || health(upstream, view.health).word().to_owned(),
                     |fence| format!("fenced: {}", fence.word()),
                 )
             }),
@@ -144,6 +146,18 @@ pub(super) fn upstreams(shared: &Shared) -> Vec<UpstreamRow> {
         }
     };
     shared.routes.upstreams().iter().map(row).collect()
+}
+
+/// Nobody asks one that is alone, or whose role is listed, whether it answers; its breaker knows.
+fn health(upstream: &Upstream, asked: Health) -> Health {
+    let guard = &upstream.guard;
+    let answered = || upstream.seen().is_some() || guard.pulse(Lane::Read).last_good().is_some();
+    match (asked, guard.phase(Lane::Read)) {
+        (Health::Unknown, Phase::Suspect) => Health::Unsure,
+        (Health::Unknown, Phase::Open | Phase::HalfOpen) => Health::Silent,
+        (Health::Unknown, _) if answered() => Health::Up,
+        (asked, _) => asked,
+    }
 }
 
 /// The latest decisions, oldest first.

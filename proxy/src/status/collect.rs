@@ -92,6 +92,7 @@ fn upstream_source(shared: &Shared, upstream: &Upstream) -> UpstreamSource {
             .zip(written)
             .map(|(seen, w)| w.saturating_sub(seen.lsn.0)),
         version: seen.map(|seen| format!("{}.{}", seen.major(), seen.version_num % 10_000)),
+        epoch: view.as_ref().map_or(0, |view| view.epoch.0),
         fenced: view.as_ref().is_some_and(|view| view.fenced.is_some()),
         problem: problem(&guard.standing(Lane::Read)),
         breakers: Lane::ALL.map(|lane| breaker(guard, lane)).into(),
@@ -270,7 +271,7 @@ fn upstream_status(shared: &Shared, upstream: &Upstream) -> UpstreamStatus {
         lag_ms: source.lag.map(millis),
         lag_bytes: source.lag_bytes,
         version: source.version,
-        epoch: shared.routes.epoch(),
+        epoch: source.epoch,
         fenced: source.fenced,
         problem: source.problem,
         breakers: source.breakers,

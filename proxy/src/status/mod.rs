@@ -215,7 +215,8 @@ pub struct UpstreamStatus {
     pub lag_bytes: Option<u64>,
     /// Version of PostgreSQL.
     pub version: Option<String>,
-    /// Changes of the routes under which its connections were opened.
+    /// That of its own latest change, counted over all upstreams: a primary elected or lost, a server back or moved.
+    /// Its backends of an older one are not used any more.
     pub epoch: u64,
     /// Kept out, since a newer timeline has been seen.
     pub fenced: bool,

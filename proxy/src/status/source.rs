@@ -45,6 +45,8 @@ pub struct UpstreamSource {
     pub lag_bytes: Option<u64>,
     /// Version of PostgreSQL.
     pub version: Option<String>,
+    /// Its backends of an older one are not used any more.
+    pub epoch: u64,
     /// A newer timeline has been seen.
     pub fenced: bool,
     /// Why it cannot be used.

@@ -130,7 +130,11 @@ pub const STATE: &[Family] = &[
     family("tidegate_upstream_timeline", Kind::Gauge, "Timeline of its WAL"),
     family("tidegate_upstream_lag_seconds", Kind::Gauge, "How far a standby is behind, in time"),
     family("tidegate_upstream_lag_bytes", Kind::Gauge, "How far a standby is behind, in WAL"),
-    family("tidegate_upstream_epoch", Kind::Gauge, "Changes of the routes so far"),
+    family(
+        "tidegate_upstream_epoch",
+        Kind::Gauge,
+        "Epoch of its latest change; backends of an older one are not used again",
+    ),
     family("tidegate_upstream_zombies", Kind::Gauge, "Backends given up on and not yet known dead"),
     family("tidegate_probe_seconds", Kind::Gauge, "How long the last probe that succeeded took"),
     family("tidegate_last_write_timestamp_seconds", Kind::Gauge, "When a write was last seen to commit"),
