@@ -16,7 +16,7 @@ use crate::browser::Browser;
 use crate::dashboard::{DESK, look};
 use crate::rig::{PATIENT, Rig, SOON, sidecar};
 
-const TOKEN: &str = "0123456789abcdef";
+pub(crate) const TOKEN: &str = "0123456789abcdef";
 
 /// A sidecar that takes orders, before a server that nobody calls.
 async fn idle() -> Proxy {

@@ -10,7 +10,9 @@ use tidegate_tests::{Credentials, Proxy, ScriptedApp, WebReceiver, wait_for};
 use tokio::net::TcpListener;
 use tokio::task::block_in_place;
 
-use crate::rig::{SOON, own_postgres, run, sidecar};
+use crate::admin::{TOKEN, order};
+use crate::rig::{Rig, SOON, own_postgres, run, sidecar};
+use crate::trusting;
 
 /// What a pipe holds when nobody chooses its size, pipe(7).
 const PIPE: usize = 65_536;
@@ -87,4 +89,37 @@ async fn a_log_whose_reader_has_died_costs_no_place_of_a_backend() {
         (proxy.metrics().await.get("tidegate_upstream_backends", &[]) == Some(0.0)).then_some(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_line_for_people_is_plain_text_with_sentences() {
+    // Seen in a file: escape sequences around each field, `evidence=Forced(Open)` and `cause=""`.
+    let options = trusting(&format!("admin.token = \"{TOKEN}\""));
+    let rig = Rig::start(options.environment("TIDEGATE_LOG_FORMAT", "human")).await;
+
+    order(rig.proxy(), "/lanes/write/open").await;
+    rig.proxy().wait_logged("forced_open").await;
+
+    let log = rig.proxy().log();
+    assert!(!log.contains('\u{1b}'), "{log}");
+    assert!(log.contains("evidence=\"an operator ordered it\"") && !log.contains("cause=\"\""), "{log}");
+}
+
+#[tokio::test]
+async fn a_statement_that_is_only_slow_is_no_event_and_no_line_of_the_log() {
+    // Each was two of either: a report that takes long hid the outage that came before it.
+    let rig = Rig::start(trusting("")).await;
+    let mut app = rig.app().await;
+    let file = rig.proxy().dir().join("state/journal.jsonl");
+
+    run(&mut app, "SELECT pg_sleep(0.6)").await;
+    wait_for(SOON, "the journal has what was suspected", async || {
+        let journal = std::fs::read_to_string(&file).unwrap_or_default();
+        journal.lines().any(|line| line.contains(r#""from":"suspect","to":"closed""#)).then_some(())
+    })
+    .await;
+
+    let status = rig.proxy().get("/status").await.body;
+    assert!(status.contains("The sidecar was started.") && !status.contains("stuck"), "{status}");
+    assert!(!rig.proxy().log().contains("suspect"), "{}", rig.proxy().log());
 }

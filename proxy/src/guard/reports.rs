@@ -20,6 +20,12 @@ fn cause_of(change: &Change<Arc<Diagnosis>>) -> (Cause, &str) {
     change.cause.as_ref().map_or((Cause::Unknown, ""), |diagnosis| (diagnosis.cause, &*diagnosis.evidence))
 }
 
+/// What was known when a breaker changed, for people.
+pub(super) fn evidence(change: &Change<Arc<Diagnosis>>) -> String {
+    let (_, seen) = cause_of(change);
+    format!("{}{}{seen}", words(&change.evidence), if seen.is_empty() { "" } else { "; " })
+}
+
 /// Writes a change down that is about to take effect.
 pub(super) fn record(
     reporters: &Reporters,
@@ -27,12 +33,11 @@ pub(super) fn record(
     lane: Lane,
     change: &Change<Arc<Diagnosis>>,
 ) -> Recorded {
-    let (cause, seen) = cause_of(change);
-    let evidence = format!("{}{}{seen}", words(&change.evidence), if seen.is_empty() { "" } else { "; " });
+    let (cause, _) = cause_of(change);
     let decision = Decision::new(Kind::Breaker)
         .about(Subject { upstream: Some(upstream.into()), lane: Some(lane) })
         .change(change.from.name(), change.to.name())
-        .evidence(&evidence);
+        .evidence(&evidence(change));
     reporters.journal.record(if cause == Cause::Unknown { decision } else { decision.cause(cause) })
 }
 

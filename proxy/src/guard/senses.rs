@@ -46,6 +46,9 @@ pub(super) struct Examiner {
 #[derive(Debug, Default)]
 pub(super) struct Findings(Mutex<Option<(Instant, Arc<Diagnosis>)>>);
 
+/// A write that committed so short a time ago is proof against what reads have found.
+const PROGRESS: Duration = Duration::from_millis(500);
+
 /// For how long one lane's finding answers the other.
 const FINDING_FRESH: Duration = Duration::from_millis(500);
 
@@ -112,14 +115,20 @@ impl Events<Arc<Diagnosis>> for Announcer {
         if let (Lane::Read, Phase::Open, Some(found)) = (self.lane, change.to, &change.cause)
             && matches!(found.cause, Cause::Frozen | Cause::Unreachable)
             && upstream.guard.is_primary()
+            && upstream.guard.last_write().is_none_or(|ago| ago >= PROGRESS)
         {
             // Who answers nothing takes no writes, whether somebody has tried or not.
             upstream.guard.breaker(Lane::Write).report(Arc::clone(found));
         }
-        let cause = change.cause.as_ref().map_or("", |diagnosis| diagnosis.cause.word());
-        tracing::info!(
-            upstream = %upstream.name, lane = self.lane.word(), from = change.from.name(), to = change.to.name(),
-            cause, evidence = ?change.evidence, "breaker"
-        );
+        let cause = change.cause.as_ref().map(|diagnosis| diagnosis.cause.word());
+        // A suspicion that nothing came of is a slow statement, of which there may be many.
+        let is_passing =
+            change.to == Phase::Suspect || (change.from, change.to) == (Phase::Suspect, Phase::Closed);
+        let (from, to, evidence) = (change.from.name(), change.to.name(), reports::evidence(change));
+        if is_passing {
+            tracing::debug!(upstream = %upstream.name, lane = self.lane.word(), from, to, cause, evidence, "breaker");
+        } else {
+            tracing::info!(upstream = %upstream.name, lane = self.lane.word(), from, to, cause, evidence, "breaker");
+        }
     }
 }

@@ -11,6 +11,9 @@ use crate::timestamp::Timestamp;
 /// Bytes of evidence that are kept; a sentence or two is meant.
 const EVIDENCE_MAX: usize = 2048;
 
+/// The word of a breaker that looks into something, `tidegate_layers::breaker::Phase::name`.
+const SUSPECT: &str = "suspect";
+
 /// What kind of decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -102,6 +105,12 @@ impl Decision {
     #[must_use]
     pub fn cause(self, cause: Cause) -> Self {
         Self { cause: Some(cause), ..self }
+    }
+
+    /// Whether it says that what a breaker suspected before was not so, and all is as it was.
+    pub(super) fn clears(&self, before: &Self) -> bool {
+        let suspected = &*before.to == SUSPECT && *self.from == *SUSPECT;
+        self.kind == Kind::Breaker && suspected && self.to == before.from
     }
 
     /// What was known. Cut after 2 KiB.

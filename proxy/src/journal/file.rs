@@ -5,7 +5,7 @@ use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Wri
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use super::{Entry, KEPT};
+use super::Entry;
 use crate::state_dir::{FILE_MODE, sync_folder};
 
 /// A file that would grow beyond this is put aside.
@@ -82,7 +82,6 @@ impl JournalFile {
         for line in BufReader::new(file.take(TAIL)).split(b'\n') {
             entries.extend(serde_json::from_slice::<Entry>(&line?).ok());
         }
-        entries.drain(..entries.len().saturating_sub(KEPT));
         Ok(entries)
     }
 }

@@ -1,7 +1,7 @@
 //! What the sidecar decided, when, and on what evidence: [`Journal`].
 //!
-//! A decision is recorded *before* it takes effect. It is in memory at once (the last 256, for whoever looks) and
-//! is told to subscribers; a thread of its own writes it to `state_dir/journal.jsonl`, one JSON object a line, and
+//! A decision is recorded *before* it takes effect. It is in memory at once (the last 256, for whoever looks, without
+//! suspicions that came to nothing) and is told to subscribers; a thread of its own writes it to `state_dir/journal.jsonl`, one JSON object a line, and
 //! calls fsync. Who decides waits for that with [`Recorded::settled`], for at most [`PATIENCE`]: a disk that is
 //! full or frozen must not stop a decision. Then the decision takes effect, a metric counts, and when the disk is
 //! back the journal says what was late or is missing.
@@ -153,10 +153,7 @@ impl Memory {
         // Under the lock, so that numbers and order agree.
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let entry = Arc::new(Entry::new(id, Timestamp::now(), decision));
-        if kept.len() == KEPT {
-            kept.pop_front();
-        }
-        kept.push_back(Arc::clone(&entry));
+        push(&mut kept, Arc::clone(&entry));
         // Nobody may be listening.
         let _ = self.live.send(Arc::clone(&entry));
         entry
@@ -165,13 +162,29 @@ impl Memory {
     /// Puts entries of earlier processes before those of this one.
     pub(crate) fn remember(&self, earlier: Vec<Entry>) {
         let mut kept = self.kept();
-        for entry in earlier.into_iter().rev() {
-            if kept.len() == KEPT {
-                break;
-            }
-            kept.push_front(Arc::new(entry));
-        }
+        let mut all = VecDeque::with_capacity(KEPT);
+        let earlier = earlier.into_iter().map(Arc::new);
+        earlier.chain(kept.drain(..)).for_each(|entry| push(&mut all, entry));
+        *kept = all;
     }
+}
+
+/// Keeps an entry. A suspicion that came to nothing goes, together with the entry that says so: there is a pair of
+/// them for each statement that is slow, and many would push out what did happen.
+fn push(kept: &mut VecDeque<Arc<Entry>>, entry: Arc<Entry>) {
+    let subject = &entry.decision.subject;
+    let of_same =
+        |kept: &Arc<Entry>| kept.decision.kind == Kind::Breaker && kept.decision.subject == *subject;
+    if let Some(index) = kept.iter().rposition(of_same)
+        && kept.get(index).is_some_and(|before| entry.decision.clears(&before.decision))
+    {
+        kept.remove(index);
+        return;
+    }
+    if kept.len() == KEPT {
+        kept.pop_front();
+    }
+    kept.push_back(entry);
 }
 
 #[cfg(test)]
@@ -284,5 +297,28 @@ mod tests {
         assert_eq!(&*recent[0].decision.evidence, "3");
         assert!(recent.windows(2).all(|pair| pair[0].id < pair[1].id));
         assert!(matches!(live.try_recv(), Err(broadcast::error::TryRecvError::Lagged(3))));
+    }
+
+    #[test]
+    fn suspicions_that_came_to_nothing_do_not_push_out_what_did_happen() {
+        // Each slow statement makes a pair of them; a hundred would leave nothing else to look at.
+        let journal = Journal::in_memory();
+        let of = |lane, from, to| {
+            let subject = Subject { upstream: Some("db:5432".into()), lane: Some(lane) };
+            journal.record(Decision::new(Kind::Breaker).about(subject).change(from, to)).forget();
+        };
+        of(Lane::Write, "closed", "suspect");
+        of(Lane::Write, "suspect", "open");
+        for _ in 0..KEPT {
+            of(Lane::Read, "closed", "suspect");
+            of(Lane::Read, "suspect", "closed");
+        }
+        of(Lane::Read, "closed", "suspect");
+        of(Lane::Write, "open", "half_open");
+        of(Lane::Read, "suspect", "closed");
+
+        let kept: Vec<_> = journal.recent().iter().map(|entry| entry.decision.to.to_string()).collect();
+
+        assert_eq!(kept, ["suspect", "open", "half_open"]);
     }
 }
