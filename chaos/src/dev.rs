@@ -24,6 +24,8 @@ const READY_WITHIN: Duration = Duration::from_secs(20);
 
 /// How long it drains after Ctrl-C, unless told otherwise. Nobody's data is at stake here.
 const DRAIN: &str = "2s";
+/// A sidecar that has not ended by then never will.
+const STOP_MAX: Duration = Duration::from_mins(5);
 
 /// What to start.
 #[derive(Debug, Clone, clap::Args)]
@@ -305,6 +307,7 @@ impl Sidecar {
         tokio::select! {
             ended = self.child.wait() => drop(ended?),
             () = end.told() => self.child.kill().await?,
+            () = sleep(STOP_MAX) => self.child.kill().await?,
         }
         Ok(())
     }

@@ -24,7 +24,8 @@ pub(super) enum Extent {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 struct Known {
     refused: bool,
-    told: bool,
+    /// Of what the page speaks, as of now.
+    told: Option<Extent>,
 }
 
 /// The incident of one server. Pure: says what is to be done.
@@ -32,8 +33,6 @@ struct Known {
 pub(super) struct Pager {
     read: Known,
     write: Known,
-    /// What the page about writes speaks of, as of now.
-    extent: Option<Extent>,
     /// Since when a page about reads waits.
     waits: Option<Instant>,
 }
@@ -43,22 +42,21 @@ impl Pager {
     pub(super) fn refused(&mut self, lane: Lane, extent: Extent, now: Instant) -> bool {
         match lane {
             Lane::Write => {
-                self.write = Known { refused: true, told: true };
-                self.extent = Some(extent);
-                let untold = self.read.refused && !self.read.told && !self.covers_reads();
+                self.write = Known { refused: true, told: Some(extent) };
+                let untold = self.read.refused && self.read.told.is_none() && !self.covers_reads();
                 self.waits = untold.then(|| self.waits.unwrap_or(now));
                 true
             }
             Lane::Read => {
                 self.read.refused = true;
-                if self.covers_reads() && !self.read.told {
+                if self.covers_reads() && self.read.told.is_none() {
                     return false;
                 }
-                if extent == Extent::Server && !self.read.told {
+                if extent == Extent::Server && self.read.told.is_none() {
                     self.waits.get_or_insert(now);
                     return false;
                 }
-                self.read.told = true;
+                self.read.told = Some(extent);
                 true
             }
         }
@@ -66,7 +64,7 @@ impl Pager {
 
     /// Whether reads that stop are part of what was told about writes.
     fn covers_reads(&self) -> bool {
-        self.write.told && self.extent == Some(Extent::Server)
+        self.write.told == Some(Extent::Server)
     }
 
     /// Whether it was said that the lane is refused, since it was served last.
@@ -82,26 +80,26 @@ impl Pager {
         let due = self.waits.is_some_and(|since| now.duration_since(since) >= TOGETHER);
         if due {
             self.waits = None;
-            self.read.told = true;
+            self.read.told = Some(Extent::Server);
         }
         due
     }
 
     /// A lane is served again: the lanes whose incidents are over. One of an earlier process may be among them.
     pub(super) fn served(&mut self, lane: Lane) -> impl Iterator<Item = Lane> + use<> {
-        let stands_for_reads = self.covers_reads() && self.read.refused && !self.read.told;
+        let stands_for_reads = self.covers_reads() && self.read.refused && self.read.told.is_none();
         let (read, write) = match lane {
             Lane::Read => {
                 self.waits = None;
                 self.read = Known::default();
-                (true, self.write.told && !self.write.refused)
+                (true, self.write.told.is_some() && !self.write.refused)
             }
             Lane::Write => {
                 self.write.refused = false;
-                (false, !(self.write.told && stands_for_reads))
+                (false, !stands_for_reads)
             }
         };
-        self.write.told &= !write;
+        self.write.told = self.write.told.filter(|_| !write);
         [(Lane::Read, read), (Lane::Write, write)].into_iter().filter_map(|(lane, over)| over.then_some(lane))
     }
 }

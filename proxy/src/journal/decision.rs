@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
+use tidegate_layers::breaker::Phase;
 
 use crate::exchange::Cause;
 use crate::sql::Lane;
@@ -11,8 +12,8 @@ use crate::timestamp::Timestamp;
 /// Bytes of evidence that are kept; a sentence or two is meant.
 const EVIDENCE_MAX: usize = 2048;
 
-/// The word of a breaker that looks into something, `tidegate_layers::breaker::Phase::name`.
-const SUSPECT: &str = "suspect";
+/// The word of a breaker that looks into something.
+const SUSPECT: &str = Phase::Suspect.name();
 
 /// What kind of decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -284,7 +284,7 @@ impl Routes {
             };
             if before.is_some_and(was_gone) && view.health.is_usable() {
                 // It has proven itself more than a breaker asks for.
-                let _ = upstream.guard.breaker(Lane::Read).renew();
+                upstream.guard.breaker(Lane::Read).renew();
             }
             upstream.send_away(before, view);
         }

@@ -6,16 +6,14 @@
 use std::sync::Arc;
 
 use super::Session;
+use super::local_frames::{VOID, put_column, put_row};
 use super::relay::Hold;
-use crate::wire::frame::{HEADER_LEN, put_cstr, put_frame};
+use crate::wire::frame::HEADER_LEN;
 use crate::wire::frontend::query_text;
 use crate::wire::{Header, TransactionStatus, backend as reply};
 
 /// A text that is longer is not looked at.
 const TEXT_MAX: usize = 256;
-
-/// `OID` of `void` (`src/include/catalog/pg_type.dat`), and its length.
-const VOID: (u32, i16) = (2278, 4);
 
 /// A statement that clears.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,41 +61,21 @@ impl Clear {
     /// PostgreSQL's answer.
     fn put(self, out: &mut Vec<u8>) {
         if self == Self::Locks {
-            put_void(out, b"pg_advisory_unlock_all");
+            put_column(out, b"pg_advisory_unlock_all", VOID, 0);
+            put_row(out, "");
         }
         reply::put_command_complete(out, self.command_tag());
     }
 }
 
-/// A row with one column that has no value to speak of.
-fn put_void(out: &mut Vec<u8>, column: &[u8]) {
-    let (oid, len) = VOID;
-    put_frame(out, reply::ROW_DESCRIPTION, |out| {
-        out.extend_from_slice(&1_u16.to_be_bytes());
-        put_cstr(out, column);
-        // No table, no column of it; then type, its length, no modifier, as text.
-        out.extend_from_slice(&[0; 6]);
-        out.extend_from_slice(&oid.to_be_bytes());
-        out.extend_from_slice(&len.to_be_bytes());
-        out.extend_from_slice(&(-1_i32).to_be_bytes());
-        out.extend_from_slice(&0_u16.to_be_bytes());
-    });
-    put_frame(out, reply::DATA_ROW, |out| {
-        out.extend_from_slice(&1_u16.to_be_bytes());
-        out.extend_from_slice(&0_u32.to_be_bytes());
-    });
-}
-
 /// The statements of a text that does nothing else. `DISCARD ALL` must stand alone: PostgreSQL refuses it in a
 /// transaction, and so behind others.
-fn clears(text: &[u8]) -> Option<Vec<Clear>> {
-    if text.len() > TEXT_MAX {
-        return None;
-    }
+fn clears(text: &[u8]) -> Option<impl Iterator<Item = Clear>> {
     let statements = text.split(|&byte| byte == b';').map(<[u8]>::trim_ascii).filter(|one| !one.is_empty());
-    let clears: Vec<_> = statements.map(Clear::of).collect::<Option<_>>()?;
-    let fits = clears.len() == 1 || !clears.is_empty() && !clears.contains(&Clear::All);
-    fits.then_some(clears)
+    let clears = statements.clone().filter_map(Clear::of);
+    let (known, all) = (clears.clone().count(), statements.count());
+    let fits = known == 1 || known > 1 && clears.clone().all(|clear| clear != Clear::All);
+    (text.len() <= TEXT_MAX && known == all && fits).then_some(clears)
 }
 
 /// Looks at the first letters only.
@@ -162,9 +140,10 @@ mod tests {
         // Whatever else stands in them would be called done, and was never sent.
         use Clear::{All, Channels, Cursors, Locks, Prepared, Settings};
         let asyncpg: &[u8] = b"SELECT pg_advisory_unlock_all();\nCLOSE ALL;\nUNLISTEN *;\nRESET ALL;";
-        assert_eq!(clears(asyncpg), Some(vec![Locks, Cursors, Channels, Settings]));
-        assert_eq!(clears(b"deallocate all"), Some(vec![Prepared]));
-        assert_eq!(clears(b" DISCARD ALL ; "), Some(vec![All]));
+        let all_of = |text: &[u8]| clears(text).map(Vec::from_iter);
+        assert_eq!(all_of(asyncpg), Some(vec![Locks, Cursors, Channels, Settings]));
+        assert_eq!(all_of(b"deallocate all"), Some(vec![Prepared]));
+        assert_eq!(all_of(b" DISCARD ALL ; "), Some(vec![All]));
 
         for text in [asyncpg, b"deallocate all", b"close all;", b"Reset All", b"unlisten *", b"DISCARD ALL"] {
             assert!(may_clear(text) && clears(text).is_some(), "{text:?}");
@@ -179,7 +158,7 @@ mod tests {
             "RESET work_mem",
             "SELECT pg_advisory_unlock_all(), f()",
         ] {
-            assert_eq!(clears(text.as_bytes()), None, "{text}");
+            assert_eq!(all_of(text.as_bytes()), None, "{text}");
         }
     }
 }

@@ -4,8 +4,13 @@ use crate::sql::terms::{Command, ResetTag, Setting, SettingError};
 use crate::wire::frame::{put_cstr, put_frame};
 use crate::wire::{ErrorMessage, Severity, SqlState, backend as reply};
 
-/// `OID` of `text` (`src/include/catalog/pg_type.dat`).
-const TEXT_OID: u32 = 25;
+/// A type of a column: its `OID` and its length (`src/include/catalog/pg_type.dat`).
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ColumnType(u32, i16);
+
+const TEXT: ColumnType = ColumnType(25, -1);
+/// Of functions that give nothing; its only value is empty.
+pub(super) const VOID: ColumnType = ColumnType(2278, 4);
 
 /// The SQLSTATE of an error about a setting of ours.
 pub(crate) fn setting_code(error: &SettingError) -> SqlState {
@@ -66,13 +71,18 @@ pub(super) fn command_tag(command: &Command) -> &'static [u8] {
 
 /// One column of type text, as SHOW has it.
 pub(super) fn put_row_description(out: &mut Vec<u8>, setting: Setting, format: u16) {
+    put_column(out, setting.name().as_bytes(), TEXT, format);
+}
+
+/// The description of rows with one column.
+pub(super) fn put_column(out: &mut Vec<u8>, name: &[u8], ColumnType(oid, len): ColumnType, format: u16) {
     put_frame(out, reply::ROW_DESCRIPTION, |out| {
         out.extend_from_slice(&1_u16.to_be_bytes());
-        put_cstr(out, setting.name().as_bytes());
+        put_cstr(out, name);
         // No table, no column of it; then type, its length, its modifier.
         out.extend_from_slice(&[0; 6]);
-        out.extend_from_slice(&TEXT_OID.to_be_bytes());
-        out.extend_from_slice(&(-1_i16).to_be_bytes());
+        out.extend_from_slice(&oid.to_be_bytes());
+        out.extend_from_slice(&len.to_be_bytes());
         out.extend_from_slice(&(-1_i32).to_be_bytes());
         out.extend_from_slice(&format.to_be_bytes());
     });
